@@ -1,0 +1,148 @@
+"""The protocol: which trial of a method is reported, decided on dev scores alone.
+
+A *group* is what a method is asked to do (``GROUP``). A *trial point* is everything that tuning may vary: the
+optimizer's hyperparameters, and the settings of scheme, schedule and batch size. Runs of one point differ by seed. In
+each group the point with the best mean dev score wins, and only its test scores are reported.
+
+Tuning is often done with fewer seeds than the winner is run with, so points are compared on the seeds that all of them
+have: else a winner's later seeds would count against it.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+
+from analysis.lines import COMPLETED, LOST
+
+GROUP = ("suite", "model", "task", "scheme", "optimizer", "precision", "budget")
+TEST_COLUMNS = ("test_score", "test_loss", "start_test_score", "start_test_loss")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is reported for one group.
+
+    status: ``completed`` if a point won, else all that is known of the runs, such as ``oom`` or ``diverged/oom``.
+    point: the winning trial point (JSON), None without one; run_ids: its completed runs, by seed.
+    compared_seeds: the seeds on which the points were compared; dev: mean over these, a fraction of 1.
+    test, test_std: mean and sample standard deviation (ddof = 1; NaN below two seeds) over its ``n_seed`` completed
+    seeds that have a test score; n_lost: seeds of the point that diverged, ran out of memory or failed.
+    n_trial: points of the group that were tried, lost ones included.   notes: what a reader must know, mostly nothing.
+    """
+
+    suite: str
+    model: str
+    task: str
+    scheme: str
+    optimizer: str
+    precision: str
+    budget: str
+    status: str
+    n_trial: int
+    point: str | None = None
+    run_ids: tuple[str, ...] = ()
+    compared_seeds: tuple[int, ...] = ()
+    dev: float = math.nan
+    test: float = math.nan
+    test_std: float = math.nan
+    n_seed: int = 0
+    n_lost: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def choose(runs: pd.DataFrame) -> list[Choice]:
+    """One choice a group, sorted by group."""
+    return [
+        _choose(dict(zip(GROUP, key, strict=True)), rows_of(group))
+        for key, group in runs.groupby(list(GROUP), sort=True, dropna=False)
+        if isinstance(key, tuple)
+    ]
+
+
+def _choose(group: dict[str, Any], runs: list[Row]) -> Choice:
+    runs, notes = _without_twins(runs)
+    # Without the test columns the rule below cannot look at them.
+    blind = [{name: value for name, value in run.items() if name not in TEST_COLUMNS} for run in runs]
+    points: dict[str, list[Row]] = {}
+    for run in blind:
+        if run["status"] == COMPLETED or run["status"] in LOST:
+            points.setdefault(run["point"], []).append(run)
+    candidates = {point: tried for point, tried in points.items() if _completed(tried)}
+    if not candidates:
+        status = "/".join(sorted({run["status"] for run in runs}))
+        return Choice(**group, status=status, n_trial=len(points), notes=notes)
+
+    common = set.intersection(*({run["seed"] for run in tried} for tried in candidates.values()))
+    if not any(run["seed"] in common for tried in candidates.values() for run in _completed(tried)):
+        common = set()
+        notes = (*notes, "no seed is common to all trials: each was judged on its own seeds")
+
+    def judged(point: str) -> list[Row]:
+        return [run for run in candidates[point] if not common or run["seed"] in common]
+
+    def rank(point: str) -> tuple[float, float, float, int, str]:
+        """Smallest wins: fewest lost runs, best dev score, lowest dev loss, most seeds; the text makes it total."""
+        finished = _completed(judged(point))
+        score = fmean(run["dev_score"] for run in finished) if finished else -math.inf
+        loss = fmean(run["dev_loss"] for run in finished) if finished else math.inf
+        # Rounded, so that means which are equal on paper are equal here; NaN would compare as neither.
+        return (
+            *(len(judged(point)) - len(finished), -round(score, 12), math.inf if math.isnan(loss) else loss),
+            *(-len(_completed(candidates[point])), point),
+        )
+
+    winner = min(candidates, key=rank)
+    return Choice(
+        **group,
+        status=COMPLETED,
+        n_trial=len(points),
+        point=winner,
+        run_ids=tuple(run["run_id"] for run in _completed(candidates[winner])),
+        compared_seeds=tuple(sorted({run["seed"] for run in judged(winner)})),
+        dev=-rank(winner)[1],
+        n_lost=len(candidates[winner]) - len(_completed(candidates[winner])),
+        notes=notes,
+        **_report(run for run in runs if run["point"] == winner and run["status"] == COMPLETED),
+    )
+
+
+def _report(runs: Iterable[Row]) -> dict[str, Any]:
+    """The test scores of the winner's completed runs, looked at only after it has won."""
+    scores = [run["test_score"] for run in runs if math.isfinite(run["test_score"])]
+    return {
+        "n_seed": len(scores),
+        "test": fmean(scores) if scores else math.nan,
+        "test_std": stdev(scores) if len(scores) > 1 else math.nan,
+    }
+
+
+def _completed(runs: list[Row]) -> list[Row]:
+    return [run for run in runs if run["status"] == COMPLETED]
+
+
+def _without_twins(runs: list[Row]) -> tuple[list[Row], tuple[str, ...]]:
+    """Keeps one run a (point, seed): the one with an outcome, then the one started last.
+
+    Twins differ in a setting outside the trial point (say the number of dev examples); averaging them would count one
+    seed twice.
+    """
+    kept: dict[tuple[str, int], Row] = {}
+    notes = []
+    outcomes = (COMPLETED, *LOST)
+    for run in sorted(runs, key=lambda run: (run["status"] in outcomes, str(run["started"]), run["run_id"])):
+        key = (run["point"], run["seed"])
+        if key in kept and kept[key]["status"] in outcomes:
+            notes.append(f"runs {kept[key]['run_id']} and {run['run_id']} are the same trial and seed: the last counts")
+        kept[key] = run
+    return sorted(kept.values(), key=lambda run: (run["point"], run["seed"])), tuple(notes)
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    """The rows of a frame, one dictionary each."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

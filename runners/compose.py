@@ -1,0 +1,189 @@
+"""From a command line to a checked `RunSpec`: every problem found at once, nothing loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runners import schema
+from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown
+from zobench.run import RunSpec, arguments_of_optimizer
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+GIVEN = ("params", "seed", "rounding")  # arguments of an optimizer that the program supplies
+
+
+def spec_of(overrides: Sequence[str]) -> RunSpec:
+    """The run that overrides of conf/run.yaml describe.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    config, problems = compose(overrides)
+    spec, more = check(config) if config is not None else (None, [])
+    if problems or more or spec is None:
+        raise ConfigError(problems + more)
+    return spec
+
+
+def spec_from(config: dict[str, Any]) -> RunSpec:
+    """The run of a resolved config.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    spec, problems = check(config)
+    if problems or spec is None:
+        raise ConfigError(problems)
+    return spec
+
+
+def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The resolved config with all overrides that can be applied, and what is wrong with the others."""
+    problems: list[str] = []
+    kept: list[Override] = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            continue
+        problem = _group_problem(override)
+        problems.append(problem) if problem else kept.append(override)
+    groups = [_text(o) for o in kept if o.key_or_group in schema.GROUPS]
+    base = _composed(groups)
+    good = list(groups)
+    for override in kept:
+        if _text(override) not in groups:
+            problem = _key_problem(base, override)
+            problems.append(problem) if problem else good.append(_text(override))
+    if _misfit(good):  # some value has the wrong type: which?
+        misfits = {text: found for text in good if text not in groups and (found := _misfit([*groups, text]))}
+        problems += misfits.values()
+        good = [text for text in good if text not in misfits]
+    try:
+        resolved = OmegaConf.to_container(_composed(good), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        return None, [*problems, _interpolation_problem(error)]
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}, problems
+
+
+def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
+    """The run of a resolved config, and everything that is wrong with it; nothing is loaded."""
+    problems = schema.top_level_problems(config)
+    made: dict[str, Any] = {}
+    for group in schema.GROUPS:
+        node = dict(config[group])
+        target = node.pop("_target_", None)
+        if target is None:
+            problems.append(f"{group}: has no _target_, so nothing says what it is")
+            continue
+        arguments = arguments_of_optimizer(node) if group == "optimizer" else _arguments(target, node)
+        found = bind(group, target, arguments, GIVEN if group == "optimizer" else ())
+        problems += found
+        if group == "optimizer":
+            with contextlib.suppress(ImportError, AttributeError, ValueError):
+                made["make_optimizer"] = partial(locate(target), **arguments)
+        elif not found:
+            made[group] = locate(target)(**arguments)
+    device, problem = device_of(config["device"])
+    problems += [problem] if problem else []
+    if len(made) < len(schema.GROUPS):
+        for part in made.values():
+            problems += part.problems() if hasattr(part, "problems") else []
+        return None, problems
+    spec = RunSpec(
+        **made, seed=config["seed"], batch_size=config["batch_size"], eval_batch_size=config["eval_batch_size"],
+        log_every=config["log_every"], device=device, config=config,
+    )  # fmt: skip
+    return spec, problems + spec.problems()
+
+
+def device_of(name: str) -> tuple[torch.device, str | None]:
+    """The device of a name, and why it cannot be used, or None."""
+    cpu, there = torch.device("cpu"), torch.cuda.is_available()
+    if name == "auto":
+        return (torch.device("cuda") if there else cpu), None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return cpu, f"device={name}: must be auto, cpu, cuda or cuda:<number>"
+    if device.type not in ("cpu", "cuda"):
+        return cpu, f"device={name}: must be auto, cpu, cuda or cuda:<number>"
+    n = torch.cuda.device_count()
+    if device.type == "cuda" and (not there or (device.index or 0) >= n):
+        return cpu, f"device={name}: torch sees {n} CUDA devices here; use device=cpu or device=auto"
+    return device, None
+
+
+def _arguments(target: str, node: dict[str, Any]) -> dict[str, Any]:
+    """A node without its name, where the target does not ask for one."""
+    try:
+        asked = parameters(locate(target))
+    except (ImportError, AttributeError, ValueError):
+        return node
+    return {key: value for key, value in node.items() if key != "name" or "name" in asked}
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
+        return hydra.compose("run", overrides)
+
+
+def _text(override: Override) -> str:
+    return str(override.input_line)
+
+
+def _group_problem(override: Override) -> str | None:
+    key = override.key_or_group
+    if key not in schema.GROUPS or override.is_add() or override.is_delete():
+        return None
+    value = override.value()
+    options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
+    return None if value in options else unknown(key, value, options)
+
+
+def _key_problem(base: DictConfig, override: Override) -> str | None:
+    """Why a key cannot be overridden: it is not in the config."""
+    if override.is_add() or override.key_or_group.startswith("hydra."):
+        return None
+    node: Any = base
+    parts = override.key_or_group.split(".")
+    for i, part in enumerate(parts):
+        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        if part not in names:
+            where = ".".join(parts[: i + 1])
+            inside = f"{'.'.join(parts[:i])} has" if i else "there are"
+            allowed = f"; {inside} {', '.join(sorted(names))}" if names else ""
+            return f"{where}: no such key{allowed}{nearest(part, names)}"
+        node = OmegaConf.to_container(node, resolve=False)[part] if i == len(parts) - 1 else node[part]  # type: ignore[call-overload, index]
+    return None
+
+
+def _misfit(overrides: list[str]) -> str | None:
+    """Why overrides cannot be composed, in terms of the last one."""
+    try:
+        _composed(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        return f"{overrides[-1]}: {str(cause).splitlines()[0]}"
+    return None
+
+
+def _interpolation_problem(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or "config"
+    return f"{key}: {str(error).splitlines()[0]}; set it, e.g. {key}=VALUE"

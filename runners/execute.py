@@ -1,0 +1,112 @@
+"""One run from its spec to its record: what `train` and `sweep` share."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runners.progress import Live
+from runners.wandb_sink import WandbSink
+from zobench.optim.base import ZOOptimizer
+from zobench.record import FINISHED, Record
+from zobench.run import Bench, RunSpec, build, state_bytes
+from zobench.save import save
+from zobench.train import Loop, Observer, record_path
+from zobench.trajectory import SUFFIX
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``end``: the end row of the record at ``path``; ``repeated``: whether it was there already."""
+
+    path: Path
+    end: dict[str, Any]
+    repeated: bool
+
+
+def execute(spec: RunSpec, command: str, *, quiet: bool = False) -> Outcome:
+    """Run, or find that the run is complete.
+
+    Raises:
+        DataError, ModelError, RecordError: see there. KeyboardInterrupt: the run was stopped.
+    """
+    hush()
+    config = spec.config
+    path = record_path(Path(config["out"]), spec.run_id)
+    if config["force"]:
+        for old in (path, path.with_name(spec.run_id + SUFFIX)):
+            if old.exists():
+                old.replace(old.with_name(old.name + ".old"))
+    record = Record(path)
+    try:
+        if record.status in FINISHED:
+            return Outcome(path, record.rows[-1], True)
+        bench = build(spec)
+        if not quiet:
+            print(plan(bench, path, resumes=bool(record.rows)), flush=True)
+        live = Live(bool(config["progress"]) and not quiet, spec.task.metric, spec.device)
+        observers: list[Observer] = [live]
+        sink = WandbSink(config, spec.run_id) if config["wandb"]["mode"] != "off" else None
+        if sink is not None:
+            observers.append(sink)
+        try:
+            with live:
+                end = Loop(bench, record, command, observers).run()
+        finally:
+            if sink is not None:
+                sink.close()
+        if config["save"] is not None and end["status"] == "completed":
+            save(bench, Path(config["save"]))
+        return Outcome(path, end, False)
+    finally:
+        record.close()
+
+
+def hush() -> None:
+    """Loading bars and deprecation notes of the libraries below would bury what a run says."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def plan(bench: Bench, path: Path, resumes: bool) -> str:
+    """What the run will do, for the terminal."""
+    spec = bench.spec
+    n_trainable, n_total = bench.n_parameters
+    names = {group: spec.config[group]["name"] for group in ("optimizer", "task", "model", "scheme", "precision")}
+    cost = bench.optimizer.forwards_per_step
+    sizes = " / ".join(f"{len(bench.data[split])} {split}" for split in bench.data)
+    amount = f"{spec.budget.amount:,g} {spec.budget.unit}"
+    if spec.budget.unit == "forwards":
+        amount += f" = {math.ceil(spec.budget.amount / cost):,} steps"
+    kind = f"{cost} forwards" if isinstance(bench.optimizer, ZOOptimizer) else "1 forward + 1 backward (3 forwards)"
+    gib = state_bytes(spec, n_trainable, n_total) / 2**30
+    lines = [
+        f"{names['optimizer']} on {names['task']} with {names['model']}, {names['scheme']}, {names['precision']}, "
+        f"seed {spec.seed}, {spec.device}",
+        f"  parameters  {n_trainable:,} of {n_total:,} train",
+        f"  data        {sizes}",
+        f"  step        {kind}, batch {spec.batch_size}",
+        f"  budget      {amount}, {spec.budget.n_eval} evaluations",
+        f"  memory      {gib:.3f} GiB of weights, gradients and states; activations come on top",
+        f"  record      {path}" + (" (goes on where it broke off)" if resumes else ""),
+    ]
+    return "\n".join(lines)
+
+
+def summary(outcome: Outcome, metric: str) -> str:
+    """How the run ended, in one line."""
+    end = outcome.end
+    if end["status"] != "completed":
+        return f"{end['status']}: {end['reason']}  ({outcome.path})"
+    start = end["start"]["test"][metric]
+    test, dev = end["metrics"]["test"][metric], end["metrics"]["dev"][metric]
+    done = "already complete" if outcome.repeated else "completed"
+    return (
+        f"{done}: test {metric} {test:.3f} (start {start:.3f}), dev {dev:.3f} at step {end['chosen_step']}, "
+        f"{end['n_forward']:,} forwards, {end['train_s']:.1f} s of training  ({outcome.path})"
+    )

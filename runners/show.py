@@ -1,0 +1,120 @@
+"""Show exactly what the model sees for rows of a task's source split, in the source's order.
+
+    python -m runners.show task=sst2 split=validation rows=0:3 [model=...] [key=value ...] [--json]
+
+rows=A:B are rows A to B - 1, rows=A is one. Without model= no model or tokenizer is loaded and token ids are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from runners.compose import spec_of
+from runners.execute import hush
+from zobench.config import ConfigError
+from zobench.models import ModelError
+from zobench.run import RunSpec
+from zobench.tasks.base import DataError, Example
+from zobench.tasks.encoding import encode
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if any(a in ("-h", "--help") for a in arguments):
+        print(__doc__)
+        sys.exit(0)
+    try:
+        for line in shown(arguments):
+            print(line)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except (DataError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader, head say, has seen enough
+
+
+def shown(arguments: list[str]) -> list[str]:
+    """The lines to print.
+
+    Raises:
+        ConfigError, DataError, ModelError: something is asked for that is not there.
+    """
+    hush()
+    options = [a for a in arguments if a.startswith("-")]
+    asked = dict(a.partition("=")[::2] for a in arguments if a.split("=")[0] in ("split", "rows"))
+    overrides = [a for a in arguments if a not in options and a.split("=")[0] not in ("split", "rows")]
+    problems = [f"{o}: no such option; there is --json" for o in options if o != "--json"]
+    if "split" not in asked:
+        problems.append("split: missing; name a split of the source, e.g. split=validation")
+    with_model = any(o.split("=")[0] == "model" for o in overrides)
+    spec: RunSpec | None = None
+    try:
+        spec = spec_of(overrides)
+    except ConfigError as error:
+        problems += error.problems
+    span = _span(asked.get("rows", "0:3"), problems)
+    if problems or spec is None:
+        raise ConfigError(problems)
+    source = spec.task.source(asked["split"])
+    if span.stop > len(source.rows):
+        raise ConfigError([f"rows={asked.get('rows', '0:3')}: split {asked['split']} has {len(source.rows)} rows"])
+    examples = [spec.task.example(i, source.rows[i]) for i in span]
+    entries = _with_ids(spec, examples) if with_model else [_entry(example) for example in examples]
+    if "--json" in options:
+        return [json.dumps({k: v for k, v in entry.items() if k != "tokens"}) for entry in entries]
+    return [_text(entry) for entry in entries]
+
+
+def _span(text: str, problems: list[str]) -> range:
+    first, colon, last = text.partition(":")
+    try:
+        start = int(first)
+        found = range(start, int(last) if colon else start + 1)
+    except ValueError:
+        found = range(0)
+    if not found or found.start < 0:
+        problems.append(f"rows={text}: must be A:B with 0 <= A < B, or one row A")
+    return found
+
+
+def _entry(example: Example) -> dict[str, Any]:
+    return {
+        "row": example.row, "prompt": example.prompt, "options": list(example.options), "label": list(example.label),
+    }  # fmt: skip
+
+
+def _with_ids(spec: RunSpec, examples: list[Example]) -> list[dict[str, Any]]:
+    tokenizer, max_length = spec.model.load_tokenizer()
+    entries = []
+    for example, encoded in zip(examples, encode(tokenizer, examples, max_length), strict=True):
+        used = [*encoded.prompt_ids, *(i for option in encoded.option_ids for i in option)]
+        tokens = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in used}
+        ids = {"prompt_ids": list(encoded.prompt_ids), "option_ids": [list(o) for o in encoded.option_ids]}
+        entries.append({**_entry(example), **ids, "tokens": tokens})
+    return entries
+
+
+def _text(entry: dict[str, Any]) -> str:
+    lines = [f"row {entry['row']}", f"  prompt  {entry['prompt']!r}"]
+    tokens = entry.get("tokens", {})
+
+    def named(ids: list[int]) -> str:
+        return " ".join(f"{i}:{tokens[i]}" for i in ids)
+
+    if tokens:
+        lines.append(f"          {named(entry['prompt_ids'])}")
+    for i, option in enumerate(entry["options"]):
+        mark = "*" if i in entry["label"] else " "
+        ids = f"   {named(entry['option_ids'][i])}" if tokens else ""
+        lines.append(f"  {mark} {i}     {option!r}{ids}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Run a suite: its runs, over its seeds, with a search over each optimizer's own grid where the suite asks for one.
+
+    python -m runners.sweep suite=demo [jobs=2] [dry_run=true] [key=value ...]
+
+conf/suite/<name>.yaml says what the runs are. ``jobs`` run at a time, in worker processes that share the device.
+Other key=value pairs override every run. Records lie in results/<suite>/, or wherever out= says. A run whose record is complete is not repeated:
+start the same command again and only what is missing runs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from runners.compose import CONF, check, compose, spec_of
+from zobench.config import ConfigError, nearest, unknown
+
+SUITES = CONF / "suite"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """``common``: overrides of every run; ``runs``: more overrides, one list a kind of run; ``seeds``: of the final
+    runs; ``tune_seeds``: seeds of the search over the optimizer's grid, empty for no search."""
+
+    common: list[str]
+    runs: list[list[str]]
+    seeds: list[int]
+    tune_seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run ended."""
+
+    status: str
+    line: str
+    dev: tuple[float, float] | None = None  # metric and minus loss of the chosen checkpoint
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if any(a in ("-h", "--help") for a in arguments):
+        print(__doc__)
+        print("suites: " + ", ".join(sorted(path.stem for path in SUITES.glob("*.yaml"))))
+        sys.exit(0)
+    try:
+        sys.exit(sweep(arguments))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: stopped; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """0 when every run has a result (diverged and out of memory are results), else 1.
+
+    Raises:
+        ConfigError: with the problems of all runs, before any has started.
+    """
+    own = dict(a.partition("=")[::2] for a in arguments if a.split("=")[0] in ("suite", "jobs", "dry_run"))
+    more = [a for a in arguments if a.split("=")[0] not in ("suite", "jobs", "dry_run")]
+    name = own.get("suite", "")
+    names = sorted(path.stem for path in SUITES.glob("*.yaml"))
+    problems = [] if name in names else [unknown("suite", name, names)]
+    jobs = own.get("jobs", "1")
+    if not jobs.isdigit() or int(jobs) < 1:
+        problems.append(f"jobs={jobs}: must be a whole number >= 1")
+    if own.get("dry_run", "false") not in ("true", "false"):
+        problems.append(f"dry_run={own['dry_run']}: must be true or false{nearest(own['dry_run'], ['true', 'false'])}")
+    if problems:
+        raise ConfigError(problems)
+    suite = _load(name)
+    kinds = [[f"out=results/{name}", *suite.common, *kind, *more, "progress=false"] for kind in suite.runs]
+    points = [_points(kind, bool(suite.tune_seeds)) for kind in kinds]
+    _check([point for found in points for point in found])
+    if own.get("dry_run") == "true":
+        return _dry_run(suite, points)
+    return _Sweep(suite, int(jobs)).run(points)
+
+
+class _Sweep:
+    """A pool of workers, and how many runs are done."""
+
+    def __init__(self, suite: Suite, jobs: int) -> None:
+        self._suite, self._jobs = suite, jobs
+        self._n_done, self._n_failed = 0, 0
+
+    def run(self, points: list[list[list[str]]]) -> int:
+        threads = str(max(1, (os.cpu_count() or 1) // self._jobs))
+        for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read by the workers when they start
+            os.environ.setdefault(variable, threads)
+        started = time.monotonic()
+        with ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                chosen = self._search(pool, points)
+                for _ in self._all(pool, [_seeded(p, s) for p in chosen for s in self._suite.seeds]):
+                    pass
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+        print(f"{self._n_done} runs, {self._n_failed} without a result, {time.monotonic() - started:.0f} s")
+        return 1 if self._n_failed else 0
+
+    def _search(self, pool: ProcessPoolExecutor, points: list[list[list[str]]]) -> list[list[str]]:
+        """The point of each kind with the best mean dev metric over the search's seeds."""
+        if not self._suite.tune_seeds:
+            return [found[0] for found in points]
+        asked = [_seeded(p, s) for found in points for p in found for s in self._suite.tune_seeds]
+        results = {tuple(overrides): done for overrides, done in self._all(pool, asked)}
+        chosen = []
+        for found in points:
+            merits = [self._merit(point, results) for point in found]
+            best = max(range(len(found)), key=lambda i: merits[i])
+            print(f"chosen on dev: {_label(found[best])}", flush=True)
+            chosen.append(found[best])
+        return chosen
+
+    def _merit(self, point: list[str], results: dict[tuple[str, ...], Done]) -> tuple[float, float]:
+        devs = [results[tuple(_seeded(point, s))].dev for s in self._suite.tune_seeds]
+        if any(dev is None for dev in devs):
+            return -1.0, float("-inf")  # lost a run: ranks below every point that lost none
+        n = len(devs)
+        return sum(d[0] for d in devs if d) / n, sum(d[1] for d in devs if d) / n
+
+    def _all(self, pool: ProcessPoolExecutor, asked: list[list[str]]) -> Iterator[tuple[list[str], Done]]:
+        futures: dict[Future[Done], list[str]] = {pool.submit(work, overrides): overrides for overrides in asked}
+        for future in as_completed(futures):
+            try:
+                done = future.result()
+            except Exception as error:  # a worker died: its run has no end row and will run again
+                done = Done("failed", f"failed: {type(error).__name__}: {error}")
+            self._n_done += 1
+            self._n_failed += done.status not in ("completed", "diverged", "oom", "skipped")
+            print(f"[{self._n_done}] {_label(futures[future])}: {done.line}", flush=True)
+            yield futures[future], done
+
+
+def work(overrides: list[str]) -> Done:
+    """One run, in a worker."""
+    from runners.execute import execute, summary
+    from zobench.models import ModelError
+    from zobench.record import RecordError
+    from zobench.tasks.base import DataError
+
+    try:
+        spec = spec_of(overrides)
+        outcome = execute(spec, "python -m runners.train " + " ".join(overrides), quiet=True)
+    except (ConfigError, DataError, ModelError, RecordError) as error:
+        return Done("failed", f"failed: {error}")
+    end, metric = outcome.end, spec.task.metric
+    dev = end["metrics"].get("dev") if end["status"] == "completed" else None
+    return Done(end["status"], summary(outcome, metric), (dev[metric], -dev["loss"]) if dev else None)
+
+
+def _load(name: str) -> Suite:
+    found = OmegaConf.to_container(OmegaConf.load(SUITES / f"{name}.yaml"))
+    assert isinstance(found, dict)
+    return Suite(**{str(key): value for key, value in found.items()})
+
+
+def _points(kind: list[str], search: bool) -> list[list[str]]:
+    """The overrides of each point of the optimizer's grid for the run's scheme."""
+    config, problems = compose(kind)
+    if problems or config is None:
+        raise ConfigError(problems)
+    if not search:
+        return [kind]
+    grid: dict[str, list[Any]] = config["optimizer"]["search"][config["scheme"]["name"]]
+    points = [kind]
+    for key, values in grid.items():
+        points = [[*point, f"optimizer.{key}={value}"] for point in points for value in values]
+    return points
+
+
+def _check(points: list[list[str]]) -> None:
+    problems: list[str] = []
+    for point in points:
+        config, found = compose(point)
+        problems += found + (check(config)[1] if config is not None else [])
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _dry_run(suite: Suite, points: list[list[list[str]]]) -> int:
+    for found in points:
+        for point in found:
+            print(" ".join(point))
+    n_search = sum(map(len, points)) * len(suite.tune_seeds)
+    print(
+        f"{n_search} runs of the search, {len(points) * len(suite.seeds)} final runs (some may be runs of the search)"
+    )
+    return 0
+
+
+def _seeded(point: list[str], seed: int) -> list[str]:
+    return [*point, f"seed={seed}"]
+
+
+def _label(overrides: list[str]) -> str:
+    shown = ("model", "task", "scheme", "precision", "seed")
+    return " ".join(o for o in overrides if o.split("=")[0] in shown or o.startswith("optimizer"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Streams the rows of a record to Weights & Biases. The record stays the source of truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zobench.optim.base import StepInfo
+
+
+class WandbSink:
+    """An `Observer`. ``mode``: offline (sync later with ``wandb sync``) or online."""
+
+    def __init__(self, config: Mapping[str, Any], run_id: str) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=config["wandb"]["project"], mode=config["wandb"]["mode"], id=run_id, name=run_id,
+            group=Path(config["out"]).name, config=dict(config), resume="allow",
+        )  # fmt: skip
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        kind = row["kind"]
+        if kind == "step":
+            self._run.log({f"train/{k}": v for k, v in row.items() if k not in ("kind", "step")}, step=row["step"])
+        elif kind == "eval":
+            shown = {f"{row['split']}/{k}": v for k, v in row["metrics"].items()}
+            # The test row of the end carries the chosen step, which lies behind the last one logged.
+            self._run.log({**shown, f"{row['split']}/at_step": row["step"], "eval_s": row["eval_s"]})
+        elif kind == "end":
+            self._run.summary.update({k: v for k, v in row.items() if k not in ("kind", "traceback")})
+
+    def step(self, progress: float, n_step: int, info: StepInfo) -> None:
+        del progress, n_step, info  # rows only: the same as the record
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,165 @@
+"""Rebuild tuned weights from the base model and a trajectory, without any forward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zobench.engine import engine_for
+from zobench.engine.direction import Direction
+from zobench.engine.ledger import Commit, Ledger
+from zobench.engine.slot import Slot, Stream
+from zobench.evaluate import evaluate
+from zobench.optim.base import ZOOptimizer
+from zobench.record import RecordError, read_rows
+from zobench.run import Bench
+from zobench.trajectory import SUFFIX, Entry, apply, read, tensors_hash
+
+STREAMS = 256  # directions an ideal sweep sums in one pass: 20,000 steps are 79 passes
+LOSS_TOLERANCE = 1e-6  # of a confirmed loss on the kind of device that made the record; elsewhere see ELSEWHERE
+ELSEWHERE = 0.005  # of accuracy and loss, where kernels of another device round differently
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a record says its run found: the run row, the chosen step, and the metrics there."""
+
+    run: dict[str, Any]
+    chosen_step: int
+    metrics: dict[str, dict[str, float]]
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """``metrics``: of the rebuilt weights; ``differences``: what does not agree with the record, one line each."""
+
+    metrics: dict[str, dict[str, float]]
+    differences: list[str]
+
+
+def recorded(path: Path) -> Recorded:
+    """Read a record and its trajectory, up to the chosen step.
+
+    Raises:
+        RecordError: the record is broken or not of a completed run, or there is no trajectory.
+    """
+    rows, _ = read_rows(path)
+    end = rows[-1] if rows else {}
+    if end.get("kind") != "end" or end.get("status") != "completed":
+        raise RecordError(f"{path}: not the record of a completed run, so there is no result to confirm")
+    trajectory = path.with_name(path.name.removesuffix(".jsonl") + SUFFIX)
+    if not trajectory.exists():
+        raise RecordError(f"{trajectory}: not there; only zeroth-order runs leave a trajectory to replay")
+    _, entries = read(trajectory)
+    chosen = int(end["chosen_step"])
+    kept = [e for e in entries if e.step < chosen or (e.step == chosen and (chosen > 0 or e.evaluation))]
+    if not any(e.evaluation and e.step == chosen for e in kept):
+        raise RecordError(f"{trajectory}: ends before step {chosen}, which the record chose")
+    last = max(i for i, e in enumerate(kept) if e.evaluation and e.step == chosen)
+    return Recorded(rows[0], chosen, end["metrics"], kept[: last + 1])
+
+
+def exact(bench: Bench, record: Recorded) -> None:
+    """Make the same sweeps in the same order: on the same kind of device, the same bits.
+
+    Raises:
+        RecordError: the weights, rows or tensors are not those of the record.
+    """
+    ledger = _ledger(bench, record)
+    for entry in record.entries:
+        apply(ledger, entry.ops)
+    ledger.home()
+
+
+def ideal(bench: Bench, record: Recorded) -> None:
+    """Sum all directions in float32 onto the base weights, rounding once: what the run would be without rounding.
+
+    Raises:
+        RecordError: the weights, rows or tensors are not those of the record.
+    """
+    ledger = _ledger(bench, record)
+    for decays in (True, False):
+        keep, coefficients = _sum(record.entries, decays)
+        for slot in ledger.named_slots():
+            if (slot.weight.ndim >= 2) == decays:
+                _rebuild(ledger, slot, keep, coefficients)
+
+
+def drift(rounded: list[Tensor], exact_sum: list[Tensor], base: list[Tensor]) -> dict[str, float]:
+    """How far rounding took the run from its exact sum: ``rms`` of the difference, and relative to the rms of the
+    exact update and of the weights."""
+
+    def rms(pairs: list[tuple[Tensor, Tensor]]) -> float:
+        total = math.fsum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+        return math.sqrt(total / sum(a.numel() for a, _ in pairs))
+
+    off = rms(list(zip(rounded, exact_sum, strict=True)))
+    update = rms(list(zip(exact_sum, base, strict=True)))
+    weights = rms([(w, torch.zeros_like(w)) for w in base])
+    return {"rms": off, "of_update": off / update if update else 0.0, "of_weights": off / weights}
+
+
+def confirm(bench: Bench, record: Recorded) -> Confirmation:
+    """Evaluate the weights as they are and compare with the record."""
+    spec = bench.spec
+    same = record.run["hardware"]["device"] == spec.device.type
+    metrics = {
+        split: evaluate(bench.scorer, bench.data[split], spec.eval_batch_size, spec.device, bench.pad_id)
+        for split in ("dev", "test")
+    }
+    differences = []
+    for split, found in metrics.items():
+        for name, value in found.items():
+            said = record.metrics[split][name]
+            allowed = (0.0 if name != "loss" else LOSS_TOLERANCE * max(1.0, said)) if same else ELSEWHERE
+            if not abs(value - said) <= allowed:
+                differences.append(f"{split} {name}: recorded {said:.6f}, rebuilt {value:.6f}")
+    return Confirmation(metrics, differences)
+
+
+def _ledger(bench: Bench, record: Recorded) -> Ledger:
+    if not isinstance(bench.optimizer, ZOOptimizer):
+        raise RecordError("only zeroth-order runs can be replayed")
+    ledger = bench.optimizer.ledger
+    if bench.source["fingerprint"] != record.run["source"]["fingerprint"]:
+        raise RecordError("the base model's weights are not those of the record")
+    if bench.rows != record.run["rows"]:
+        raise RecordError("the task's rows are not those of the record")
+    return ledger
+
+
+def check_tensors(bench: Bench, path: Path) -> None:
+    """Raises RecordError where a trajectory is of other tensors than the optimizer's."""
+    header, _ = read(path.with_name(path.name.removesuffix(".jsonl") + SUFFIX))
+    assert isinstance(bench.optimizer, ZOOptimizer)
+    if header.tensors != tensors_hash(bench.optimizer.ledger):
+        raise RecordError(f"{path}: the trajectory is of other tensors than this model and scheme train")
+
+
+def _sum(entries: list[Entry], decays: bool) -> tuple[float, dict[Direction, float]]:
+    """All commits as one: theta_end = keep theta_0 + sum_j coefficient_j z_j."""
+    keep, coefficients = 1.0, dict[Direction, float]()
+    commits = [op for entry in entries for op in entry.ops if isinstance(op, Commit)]
+    for op in reversed(commits):  # a commit is shrunk by the decays that come after it
+        for z, c in op.point.items():
+            coefficients[z] = coefficients.get(z, 0.0) + keep * c
+        keep *= 1.0 - op.decay if decays else 1.0
+    return keep, coefficients
+
+
+def _rebuild(ledger: Ledger, slot: Slot, keep: float, coefficients: dict[Direction, float]) -> None:
+    engine = engine_for(slot.weight.device)
+    wide = torch.promote_types(slot.weight.dtype, torch.float32)
+    total = slot.weight.to(wide, copy=True)
+    streams = [Stream(z.key, c * ledger.norm(z)) for z, c in coefficients.items()]
+    kinds = {z.stream for z in coefficients}
+    for start in range(0, len(streams), STREAMS):
+        part = streams[start : start + STREAMS]
+        engine.sweep([Slot(total, slot.id)], part, keep if start == 0 else 1.0, next(iter(kinds)))
+    slot.weight.copy_(total)

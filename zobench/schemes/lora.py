@@ -1,0 +1,49 @@
+"""Low-rank adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from zobench.config import Range
+from zobench.models import keyed_rng
+from zobench.schemes.base import Scheme
+
+
+class LoRA(Scheme):
+    """W x + (alpha / r) B A x on the target modules; A and B train (Hu et al. 2021, arXiv 2106.09685), through peft.
+
+    A is initialised as peft does (Kaiming uniform) and B with zeros, so outputs start unchanged.
+
+    Args:
+        name: as in conf/scheme.
+        r: rank. alpha: numerator of the scale.
+        targets: names of the modules that get an adapter.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        r: Annotated[int, Range(least=1)],
+        alpha: Annotated[float, Range(above=0)],
+        targets: Sequence[str],
+    ) -> None:
+        super().__init__(name=name)
+        self.r, self.alpha, self.targets = r, alpha, list(targets)
+
+    def apply(self, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
+        """Raises ValueError where the model has none of the target modules."""
+        import peft
+
+        config = peft.LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=self.targets, bias="none",
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        with keyed_rng(seed, device):
+            # Adapters keep the model's dtype: what precision does to them is the config group `precision`'s to say.
+            wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        return wrapped.train(model.training)

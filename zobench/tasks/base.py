@@ -1,0 +1,82 @@
+"""What a task is: rows of a source, and what the model is shown of each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from zobench.config import Range
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+Row = Mapping[str, Any]
+
+
+class DataError(Exception):
+    """Data that is missing or broken; the message names file or repository, and row."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the model is shown of one row. The text of an option follows the prompt directly."""
+
+    row: int  # index in the source split
+    prompt: str
+    options: tuple[str, ...]
+    label: tuple[int, ...]  # indices of the right options
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one split. ``identity``: where they came from, for the record."""
+
+    rows: list[Row]
+    identity: dict[str, Any]
+
+
+class Task(ABC):
+    """A task. A new one is a subclass with ``rows`` and ``example``, and a yaml.
+
+    Args:
+        name: as in conf/task.
+        n_train, n_dev, n_test: examples to draw, or fewer where the source has fewer. See `splits.draw`.
+        data_seed: of the drawing; the run's seed has no part in it.
+    """
+
+    metric = "accuracy"
+    source_splits: Mapping[Split, str] = {"train": "train", "dev": "train", "test": "validation"}
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        n_train: Annotated[int, Range(least=1)],
+        n_dev: Annotated[int, Range(least=1)],
+        n_test: Annotated[int, Range(least=1)],
+        data_seed: Annotated[int, Range(least=0)],
+    ) -> None:
+        self.name = name
+        self.sizes: dict[Split, int] = {"train": n_train, "dev": n_dev, "test": n_test}
+        self.data_seed = data_seed
+
+    @abstractmethod
+    def source(self, split: str) -> Source:
+        """All rows of a source split, in its own order.
+
+        Raises:
+            DataError: they cannot be had.
+        """
+
+    @abstractmethod
+    def example(self, index: int, row: Row) -> Example:
+        """What the model is shown of a row.
+
+        Raises:
+            DataError: a column is missing or a label out of range.
+        """
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings beyond their types, e.g. a folder that is not there."""
+        return []

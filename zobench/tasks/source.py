@@ -1,0 +1,71 @@
+"""Rows from the Hugging Face hub, or from a local mirror of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from zobench.tasks.base import DataError, Row, Source
+
+
+def load(repo: str, config: str, split: str, *, root: str | None, revision: str | None) -> Source:
+    """All rows of a split, in the source's order.
+
+    Args:
+        repo, config, split: as on the hub, e.g. nyu-mll/glue, sst2, validation.
+        root: folder of a local mirror with files ``<repo>/<config>/<split>.jsonl``, or None for the hub.
+        revision: commit of the hub repository to load, or None for its newest.
+
+    Raises:
+        DataError: the file or repository is missing or broken.
+    """
+    return _from_hub(repo, config, split, revision) if root is None else _from_mirror(repo, config, split, Path(root))
+
+
+def _from_mirror(repo: str, config: str, split: str, root: Path) -> Source:
+    path = root / repo / config / f"{split}.jsonl"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; data.root must hold <repository>/<config>/<split>.jsonl") from error
+    rows: list[Row] = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not UTF-8 JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    return Source(rows, {"mirror": f"{repo}/{config}/{split}.jsonl", "sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Source:
+    import datasets
+    from huggingface_hub import HfApi
+
+    where = f"{repo}, config {config}, split {split} on {_endpoint()}"
+    try:
+        sha = revision or HfApi().dataset_info(repo).sha
+        name = None if config == "default" else config
+        loaded: Any = datasets.load_dataset(repo, name, split=split, revision=sha)
+    except Exception as error:  # the hub's client raises a dozen kinds; all mean that the data cannot be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{where}: cannot be loaded ({reason}); go online, or point data.root at a local mirror"
+        ) from error
+    if len(loaded) == 0:
+        raise DataError(f"{where}: no rows")
+    return Source(list(loaded), {"hub": repo, "config": config, "split": split, "revision": sha})
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)

@@ -1,0 +1,325 @@
+"""The loop: train, evaluate on dev, choose a checkpoint on dev, test it once, write everything down."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from zobench import provenance
+from zobench.clock import Clocks
+from zobench.engine.ledger import Op
+from zobench.engine.stream import NOISE_VERSION
+from zobench.evaluate import evaluate
+from zobench.optim.base import StepInfo, ZOOptimizer
+from zobench.record import SCHEMA, Record, RecordError
+from zobench.run import Bench
+from zobench.tasks.base import Split
+from zobench.trajectory import SUFFIX, Entry, Header, Trajectory, apply, tensors_hash
+
+FLUSH_S = 10.0  # a killed run loses at most so many seconds of steps
+
+
+class Observer(Protocol):
+    """Watches a run: every row of the record, and every step."""
+
+    def row(self, row: Mapping[str, Any]) -> None: ...
+
+    def step(self, progress: float, n_step: int, info: StepInfo) -> None: ...
+
+
+@dataclass
+class _Window:
+    """Losses since the last step row."""
+
+    losses: list[float] = field(default_factory=list)
+    projected_grad: float | None = None
+
+    def add(self, loss: float, projected_grad: float | None) -> None:
+        self.losses.append(loss)
+        self.projected_grad = projected_grad
+
+
+class Loop:
+    """One run. ``run`` returns its end row.
+
+    Args:
+        bench: everything loaded.
+        record: open; empty, or of the same run broken off.
+        command: what the user typed, for the record.
+        observers: told of rows and steps.
+    """
+
+    def __init__(self, bench: Bench, record: Record, command: str, observers: list[Observer]) -> None:
+        self.bench, self.record, self.observers = bench, record, observers
+        self.spec, self.optimizer, self.meter = bench.spec, bench.optimizer, bench.meter
+        self.clocks = Clocks(self.spec.device)
+        self.n_step = 0
+        self.window = _Window()
+        self.first_step_s = 0.0
+        self.best: dict[str, Any] | None = None  # the dev row of the chosen checkpoint
+        self.snapshot: list[torch.Tensor] = []  # its weights, on the host
+        self._base_lrs = [float(g["lr"]) for g in self.optimizer.param_groups]
+        self._ops: list[Op] = []
+        self._flushed = time.monotonic()
+        self._command = command
+        self.trajectory: Trajectory | None = None
+        if isinstance(self.optimizer, ZOOptimizer):
+            header = Header(
+                self.spec.seed, self.optimizer.distribution, self.spec.precision.rounding,
+                tensors_hash(self.optimizer.ledger),
+            )  # fmt: skip
+            self.trajectory = Trajectory(record.path.with_name(self.spec.run_id + SUFFIX), header)
+
+    # ---- the run -----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end of the budget, or on from where the record breaks off.
+
+        Raises:
+            RecordError: nothing can be written any more, or the record is of other weights or data.
+            KeyboardInterrupt: the run was stopped; its record says so and the same command resumes it.
+        """
+        try:
+            self._begin()
+            self._evaluate_if_due()
+            while self._progress() < 1.0:
+                self._step()
+                self._evaluate_if_due()
+            return self._finish("completed", None)
+        except FloatingPointError as error:
+            return self._finish("diverged", str(error))
+        except torch.OutOfMemoryError as error:
+            return self._finish("oom", str(error).splitlines()[0])
+        except KeyboardInterrupt:
+            self._finish("preempted", "interrupted")
+            raise
+        except RecordError:
+            raise
+        except Exception as error:
+            self._finish("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+            raise
+        finally:
+            if isinstance(self.optimizer, ZOOptimizer):
+                self.optimizer.on_op(None)
+
+    def _begin(self) -> None:
+        if not self.record.rows:
+            if self.trajectory is not None:
+                self.trajectory.restart()  # a trajectory without a record is nobody's
+            self._write(self._run_row(), sync=True)
+        else:
+            self._resume()
+        if isinstance(self.optimizer, ZOOptimizer):
+            self.optimizer.on_op(self._ops.append)
+
+    def _step(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * self.spec.schedule(self._progress())
+        info = self.optimizer.step(self.bench.objective(self.n_step))
+        self.n_step += 1
+        self.window.add(info.loss, info.projected_grad)
+        if self.n_step == 1:
+            self.clocks.switch("train")
+            self.first_step_s = self.clocks.seconds["train"]
+        self._log(info)
+        for observer in self.observers:
+            observer.step(self._progress(), self.n_step, info)
+
+    def _log(self, info: StepInfo) -> None:
+        if self.trajectory is not None:
+            m = self.meter
+            spent = (m.n_forward, m.n_backward, m.n_example, m.n_token)
+            entry = Entry(
+                self.n_step, False, list(self._ops), spent, info.loss, info.projected_grad,
+                self.clocks.elapsed("train"),
+            )  # fmt: skip
+            self.trajectory.append(entry)
+            self._ops.clear()
+        if self.n_step % self.spec.log_every == 0:
+            self._write(self._step_row())
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.trajectory is not None:
+            self.trajectory.flush()
+        self._flushed = time.monotonic()
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self) -> None:
+        done = self.record.evals("dev", self.n_step)
+        due = self.spec.budget.n_due(self._progress())
+        if done and (len(done) > due or done[-1]["step"] == self.n_step):
+            return
+        self.clocks.switch("eval")
+        self._home()
+        row = self._evaluate("dev")
+        if self.n_step == 0:
+            self._evaluate("test")  # what the run starts from; nothing is chosen by it
+        self._choose(row)
+        self.clocks.switch("train")
+
+    def _home(self) -> None:
+        self.bench.home()
+        if self.trajectory is not None:
+            self.trajectory.append(Entry(self.n_step, True, list(self._ops)))
+            self._ops.clear()
+        self._flush()  # before the evaluation is recorded: a recorded evaluation can always be reached again
+
+    def _evaluate(self, split: Split, step: int | None = None) -> dict[str, Any]:
+        bench = self.bench
+        metrics = evaluate(bench.scorer, bench.data[split], self.spec.eval_batch_size, self.spec.device, bench.pad_id)
+        self.clocks.switch("eval")
+        row = {
+            "kind": "eval", "step": self.n_step if step is None else step, "split": split, "metrics": metrics,
+            "n_example": len(bench.data[split]), "n_forward": self.meter.n_forward,
+            "n_backward": self.meter.n_backward, **self._seconds(),
+            "peak_train_bytes": self.clocks.peaks["train"], "peak_eval_bytes": self.clocks.peaks["eval"],
+        }  # fmt: skip
+        self._write(row, sync=True)
+        return row
+
+    def _choose(self, row: dict[str, Any]) -> None:
+        """Keep the checkpoint if it is the best on dev: by metric, then by loss; the earlier one in a tie."""
+        if self.best is None or _merit(row, self.bench.spec.task.metric) > _merit(self.best, self.spec.task.metric):
+            self.best = row
+            self.snapshot = [p.to("cpu", copy=True) for p in self.bench.trainable]
+
+    # ---- the end -----------------------------------------------------------------------------------------------
+
+    def _finish(self, status: str, reason: str | None, trace: str | None = None) -> dict[str, Any]:
+        metrics: dict[str, Any] = {"dev": self.best["metrics"]} if self.best else {}
+        chosen = self.best["step"] if self.best else None
+        if status == "completed":
+            assert self.best is not None
+            self.clocks.switch("eval")
+            for p, kept in zip(self.bench.trainable, self.snapshot, strict=True):
+                p.copy_(kept)
+            metrics["test"] = self._evaluate("test", chosen)["metrics"]
+        self.clocks.switch("rest")
+        self._flush()
+        starts = {split: self.record.evals(split, 0) for split in ("dev", "test")}
+        m, peaks, reserved = self.meter, self.clocks.peaks, self.clocks.reserved
+        row = {
+            "kind": "end", "status": status, "reason": reason, "chosen_step": chosen, "metrics": metrics,
+            "start": {split: rows[0]["metrics"] for split, rows in starts.items() if rows},
+            "n_step": self.n_step, "n_forward": m.n_forward, "n_backward": m.n_backward, "n_example": m.n_example,
+            "n_token": m.n_token, **self._seconds(), "rest_s": round(self.clocks.seconds["rest"], 3),
+            "first_step_s": round(self.first_step_s, 4), "peak_train_bytes": peaks["train"],
+            "peak_eval_bytes": peaks["eval"], "peak_reserved_bytes": reserved["train"],
+            "memory_kind": self.clocks.memory_kind, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        if trace is not None:
+            row["traceback"] = trace
+        self._write(row, sync=True)
+        return row
+
+    # ---- resuming ----------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Replay the trajectory, so that the run goes on as if it had not broken off."""
+        first = self.record.rows[0]
+        for what, ours in (("weights", self.bench.source["fingerprint"]), ("rows", self.bench.rows)):
+            theirs = first["source"]["fingerprint"] if what == "weights" else first["rows"]
+            if ours != theirs:
+                raise RecordError(
+                    f"{self.record.path}: was made with other {what} than these; move it away or use another out"
+                )
+        entries = self.trajectory.entries if self.trajectory is not None else []
+        steps = [e.step for e in entries if not e.evaluation]
+        until = steps[-1] if steps else 0
+        dev = self.record.evals("dev", until)
+        best = max(dev, key=lambda r: _merit(r, self.spec.task.metric)) if dev else None
+        if isinstance(self.optimizer, ZOOptimizer):
+            for entry in entries:
+                apply(self.optimizer.ledger, entry.ops)
+                if not entry.evaluation:
+                    self._recount(entry)
+                if best is not None and entry.evaluation and entry.step == best["step"]:
+                    self._choose(best)
+            self.optimizer.n_step = self.n_step
+        elif best is not None:
+            self._choose(best)  # a first-order run has no trajectory: it starts again, from its evaluation at step 0
+        self.clocks.seconds["eval"] = dev[-1]["eval_s"] if dev else 0.0
+        self._write(
+            {
+                "kind": "resume",
+                "step": self.n_step,
+                "git": provenance.git(),
+                "versions": provenance.versions(),
+                "hardware": provenance.hardware(self.spec.device),
+                **self._seconds(),
+            },
+            sync=True,
+        )
+        self.clocks.switch("train")
+
+    def _recount(self, entry: Entry) -> None:
+        m = self.meter
+        self.n_step = entry.step
+        m.n_forward, m.n_backward, m.n_example, m.n_token = entry.spent
+        self.clocks.seconds["train"] = entry.train_s
+        self.first_step_s = self.first_step_s or entry.train_s
+        self.window.add(entry.loss, entry.projected_grad)
+        if self.n_step % self.spec.log_every == 0:
+            self.window = _Window()
+
+    # ---- rows --------------------------------------------------------------------------------------------------
+
+    def _progress(self) -> float:
+        seconds = self.clocks.elapsed("train")
+        return self.spec.budget.progress(forwards=self.meter.cost, steps=self.n_step, seconds=seconds)
+
+    def _seconds(self) -> dict[str, float]:
+        return {f"{phase}_s": round(self.clocks.elapsed(phase), 3) for phase in ("train", "eval")}
+
+    def _step_row(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "kind": "step", "step": self.n_step, "loss": sum(self.window.losses) / len(self.window.losses),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }  # fmt: skip
+        if self.window.projected_grad is not None:
+            row["projected_grad"] = self.window.projected_grad
+        row |= {name: getattr(self.meter, name) for name in ("n_forward", "n_backward", "n_example", "n_token")}
+        row["train_s"] = round(self.clocks.elapsed("train"), 3)
+        self.window = _Window()
+        return row
+
+    def _run_row(self) -> dict[str, Any]:
+        spec, config = self.spec, dict(self.spec.config)
+        n_trainable, n_total = self.bench.n_parameters
+        names = {
+            group: config[group]["name"] for group in ("model", "task", "scheme", "optimizer", "precision", "schedule")
+        }
+        return {
+            "kind": "run", "schema": SCHEMA, "run_id": spec.run_id, "suite": Path(config["out"]).name, **names,
+            "seed": spec.seed, "budget": {"unit": spec.budget.unit, "amount": spec.budget.amount},
+            "batch_size": spec.batch_size, "metric": spec.task.metric, "config": config, "command": self._command,
+            "git": provenance.git(), "versions": provenance.versions(),
+            "hardware": provenance.hardware(spec.device), "noise_version": NOISE_VERSION, "rows": self.bench.rows,
+            "source": self.bench.source, "params": {"n_trainable": n_trainable, "n_total": n_total},
+            "forwards_per_step": self.optimizer.forwards_per_step,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+
+    def _write(self, row: dict[str, Any], sync: bool = False) -> None:
+        self.record.append(row, sync)
+        for observer in self.observers:
+            observer.row(row)
+
+
+def _merit(row: Mapping[str, Any], metric: str) -> tuple[float, float, int]:
+    return row["metrics"][metric], -row["metrics"]["loss"], -row["step"]
+
+
+def record_path(out: Path, run_id: str) -> Path:
+    """Where the record of a run lies."""
+    return out / f"{run_id}.jsonl"

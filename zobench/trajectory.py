@@ -1,0 +1,185 @@
+"""The trajectory: every move and commit of a run, from which its weights are rebuilt without any forward.
+
+A file of concatenated gzip members of JSON lines: a header, then one line a step or evaluation. gzip's checksum tells
+a torn member, which is dropped whole. Coefficients are written so that they read back to the same float64.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zobench.engine.direction import Direction, Distribution
+from zobench.engine.ledger import Commit, Ledger, Move, Op, Rounding
+from zobench.engine.stream import NOISE_VERSION
+from zobench.record import RecordError
+
+SUFFIX = ".trajectory.gz"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the moves mean. ``tensors``: SHA-256 over the ids and sizes of the swept tensors."""
+
+    seed: int
+    distribution: Distribution
+    rounding: Rounding
+    tensors: str
+    noise: int = NOISE_VERSION
+
+
+@dataclass
+class Entry:
+    """Moves and commits of one step (``step`` is then the number of steps done), or, with ``evaluation``, those on the
+    way to an evaluation. ``spent``: forwards, backwards, examples, tokens so far."""
+
+    step: int
+    evaluation: bool = False
+    ops: list[Op] = field(default_factory=list)
+    spent: tuple[int, int, int, int] = (0, 0, 0, 0)
+    loss: float = 0.0
+    projected_grad: float | None = None
+    train_s: float = 0.0
+
+
+class Trajectory:
+    """A trajectory being written. Entries are kept in memory until ``flush`` appends them as one gzip member.
+
+    Args:
+        path: of the file; it is created, or continued after its last whole member.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path, self.header = path, header
+        self._pending: list[str] = []
+        self.entries: list[Entry] = []
+        if path.exists():
+            found, self.entries, good = _read(path)
+            if found is not None and found != header:
+                raise RecordError(f"{path}: belongs to another run ({found}); move it away to run again")
+            os.truncate(path, good)
+            if found is None:
+                self._pending.append(json.dumps(vars(header)))
+        else:
+            self._pending.append(json.dumps(vars(header)))
+
+    def append(self, entry: Entry) -> None:
+        self._pending.append(json.dumps(_packed(entry), separators=(",", ":")))
+
+    def flush(self) -> None:
+        """Write what is pending.
+
+        Raises:
+            RecordError: it cannot be written.
+        """
+        if not self._pending:
+            return
+        member = gzip.compress(("\n".join(self._pending) + "\n").encode(), mtime=0)
+        try:
+            with self.path.open("ab") as file:
+                file.write(member)
+        except OSError as error:
+            raise RecordError(
+                f"{self.path}: cannot be written ({error.strerror}); make room and start the same command again"
+            ) from error
+        self._pending.clear()
+
+    def restart(self) -> None:
+        """Forget everything written: the run begins anew."""
+        self.path.unlink(missing_ok=True)
+        self.entries, self._pending = [], [json.dumps(vars(self.header))]
+
+
+def read(path: Path) -> tuple[Header, list[Entry]]:
+    """A trajectory, without a torn tail.
+
+    Raises:
+        RecordError: it cannot be read, or is none.
+    """
+    header, entries, _ = _read(path)
+    if header is None:
+        raise RecordError(f"{path}: holds no trajectory")
+    return header, entries
+
+
+def tensors_hash(ledger: Ledger) -> str:
+    """SHA-256 over the ids and sizes of the ledger's tensors."""
+    listed = [[slot.id, slot.weight.numel()] for slot in ledger.named_slots()]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def apply(ledger: Ledger, ops: Iterable[Op]) -> None:
+    """Make the same moves and commits again."""
+    for op in ops:
+        if isinstance(op, Move):
+            ledger.move_to(op.point)
+        else:
+            ledger.commit(op.point, op.decay)
+
+
+def _read(path: Path) -> tuple[Header | None, list[Entry], int]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    text, good = _members(data)
+    lines = text.splitlines()
+    if not lines:
+        return None, [], 0
+    try:
+        header = Header(**json.loads(lines[0]))
+        if header.noise != NOISE_VERSION:
+            raise RecordError(f"{path}: made with noise version {header.noise}; this zobench has {NOISE_VERSION}")
+        return header, [_unpacked(json.loads(line), header) for line in lines[1:]], good
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise RecordError(f"{path}: not a trajectory ({error})") from error
+
+
+def _members(data: bytes) -> tuple[str, int]:
+    """Text of the whole gzip members, and the bytes they take."""
+    out, at = io.StringIO(), 0
+    while at < len(data):
+        unpack = zlib.decompressobj(wbits=31)
+        try:
+            text = unpack.decompress(data[at:])
+        except zlib.error:
+            break
+        if not unpack.eof:
+            break
+        out.write(text.decode())
+        at = len(data) - len(unpack.unused_data)
+    return out.getvalue(), at
+
+
+def _packed(entry: Entry) -> dict[str, Any]:
+    ops: list[list[Any]] = []
+    for op in entry.ops:
+        point = [[z.step, z.probe, c] for z, c in op.point.items()]
+        ops.append(["m", point] if isinstance(op, Move) else ["c", point, op.decay])
+    if entry.evaluation:
+        return {"eval": entry.step, "ops": ops}
+    return {
+        "step": entry.step, "ops": ops, "spent": entry.spent, "loss": entry.loss, "g": entry.projected_grad,
+        "train_s": round(entry.train_s, 4),
+    }  # fmt: skip
+
+
+def _unpacked(row: dict[str, Any], header: Header) -> Entry:
+    ops: list[Op] = []
+    for name, point, *rest in row["ops"]:
+        named = {Direction(header.seed, step, probe, header.distribution): float(c) for step, probe, c in point}
+        ops.append(Move(named) if name == "m" else Commit(named, float(rest[0])))
+    if "eval" in row:
+        return Entry(int(row["eval"]), True, ops)
+    n_forward, n_backward, n_example, n_token = row["spent"]
+    return Entry(
+        int(row["step"]), False, ops, (n_forward, n_backward, n_example, n_token), row["loss"], row["g"], row["train_s"]
+    )
