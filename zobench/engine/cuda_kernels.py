@@ -4,6 +4,7 @@ Shapes: N = BLOCK / 8 counters a step; "eight" is a tuple of eight (N,) tensors,
 Compile-time arguments: ``dtype`` of the weights; ``real``, the dtype of sums (float64 for float64 weights, else
 float32); NATIVE, false in Triton's interpreter, which runs neither inline assembly nor bfloat16 as the hardware does.
 """
+# Triton's launcher has a local named params, so no kernel argument may be called that.
 # Triton reads these functions' source, types their arguments at the first launch and gives `if` on constants no scope:
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 
@@ -118,16 +119,16 @@ def _interleave(x, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _key(params, row):
+def _key(values, row):
     """The two key words, uint32, of a row of the parameters; row 0 has the key of the rounding."""
-    at = params + row * _PARAM
+    at = values + row * _PARAM
     return tl.load(at).to(tl.uint32, bitcast=True), tl.load(at + 1).to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def _coefs(params, row, real: tl.constexpr):
+def _coefs(values, row, real: tl.constexpr):
     """(coef, commit) of a row of the parameters; row 0 has the scale for its coef."""
-    at = params + row * _PARAM
+    at = values + row * _PARAM
     pair = (at + (4 if real == tl.float64 else 2)).to(tl.pointer_type(real))
     return tl.load(pair), tl.load(pair + 1)
 
@@ -184,7 +185,7 @@ def _round(x, counter, name, key, dtype: tl.constexpr, STOCHASTIC: tl.constexpr,
 
 
 @triton.jit
-def _block(weight, master, params, n_streams, place, start, scale, keys, coefs, rounding, dtype: tl.constexpr,
+def _block(weight, master, values, n_streams, place, start, scale, keys, coefs, rounding, dtype: tl.constexpr,
            real: tl.constexpr, MASTER: tl.constexpr, COMMIT: tl.constexpr, STREAMS: tl.constexpr,
            GAUSSIAN: tl.constexpr, STOCHASTIC: tl.constexpr, MASKED: tl.constexpr, NATIVE: tl.constexpr,
            BLOCK: tl.constexpr):  # fmt: skip
@@ -201,7 +202,7 @@ def _block(weight, master, params, n_streams, place, start, scale, keys, coefs, 
             delta, moved = _add(delta, moved, counter, name, keys[j], coefs[j], real, COMMIT, GAUSSIAN, NATIVE)
     else:
         for j in range(1, n_streams + 1):
-            delta, moved = _add(delta, moved, counter, name, _key(params, j), _coefs(params, j, real), real, COMMIT,
+            delta, moved = _add(delta, moved, counter, name, _key(values, j), _coefs(values, j, real), real, COMMIT,
                                 GAUSSIAN, NATIVE)  # fmt: skip
     x = x * scale
     if COMMIT:
@@ -221,12 +222,12 @@ def _place(row, chunk, CHUNK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n_streams"])
-def sweep(rows, chunks, params, n_streams, dtype: tl.constexpr, real: tl.constexpr, MASTER: tl.constexpr,
+def sweep(rows, chunks, values, n_streams, dtype: tl.constexpr, real: tl.constexpr, MASTER: tl.constexpr,
           COMMIT: tl.constexpr, STREAMS: tl.constexpr, GAUSSIAN: tl.constexpr, STOCHASTIC: tl.constexpr,
           ALIGNED: tl.constexpr, NATIVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """`slot.Engine.sweep`, or `sweep_master` if MASTER (COMMIT: it is written), of all chunks; a program does one.
 
-    rows (tensors, ROW_WORDS) int64; chunks (programs, 2) int32: row and number of the chunk; params (1 + n_streams,
+    rows (tensors, ROW_WORDS) int64; chunks (programs, 2) int32: row and number of the chunk; values (1 + n_streams,
     PARAM_WORDS) int32. STREAMS: their number, or -1 to read it (and, for each block again, them) at run time.
     """
     at = chunks + 2 * tl.program_id(0)
@@ -239,28 +240,28 @@ def sweep(rows, chunks, params, n_streams, dtype: tl.constexpr, real: tl.constex
         master = tl.multiple_of(master, 16)
     weight += place[0]
     master += place[0]
-    scale = _coefs(params, 0, real)[0]
-    rounding = _key(params, 0)
+    scale = _coefs(values, 0, real)[0]
+    rounding = _key(values, 0)
     keys = ()
     coefs = ()
     for j in tl.static_range(1, STREAMS + 1):  # here, since after a store whatever was read would be read again
-        keys = keys + (_key(params, j),)  # noqa: RUF005 (Triton has no starred expressions)
-        coefs = coefs + (_coefs(params, j, real),)  # noqa: RUF005
+        keys = keys + (_key(values, j),)  # noqa: RUF005 (Triton has no starred expressions)
+        coefs = coefs + (_coefs(values, j, real),)  # noqa: RUF005
     whole = place[1] // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        _block(weight, master, params, n_streams, place, start, scale, keys, coefs, rounding, dtype, real, MASTER,
+        _block(weight, master, values, n_streams, place, start, scale, keys, coefs, rounding, dtype, real, MASTER,
                COMMIT, STREAMS, GAUSSIAN, STOCHASTIC, False, NATIVE, BLOCK)  # fmt: skip
     if whole < place[1]:
-        _block(weight, master, params, n_streams, place, whole, scale, keys, coefs, rounding, dtype, real, MASTER,
+        _block(weight, master, values, n_streams, place, whole, scale, keys, coefs, rounding, dtype, real, MASTER,
                COMMIT, STREAMS, GAUSSIAN, STOCHASTIC, True, NATIVE, BLOCK)  # fmt: skip
 
 
 @triton.jit
-def squared_norm(rows, chunks, params, sums, NATIVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """sums[program], float64 <- the sum of z^2 over a chunk, z of the first stream of ``params``."""
+def squared_norm(rows, chunks, values, sums, NATIVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """sums[program], float64 <- the sum of z^2 over a chunk, z of the first stream of ``values``."""
     at = chunks + 2 * tl.program_id(0)
     first, left, name = _place(rows + tl.load(at) * _ROW, tl.load(at + 1), CHUNK)
-    key = _key(params, 1)
+    key = _key(values, 1)
     counters = tl.arange(0, BLOCK // 8)
     total = tl.zeros([BLOCK // 8], tl.float64)
     for start in range(0, left, BLOCK):
