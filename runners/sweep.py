@@ -3,8 +3,8 @@
     python -m runners.sweep suite=demo [jobs=2] [dry_run=true] [key=value ...]
 
 conf/suite/<name>.yaml says what the runs are. ``jobs`` run at a time, in worker processes that share the device.
-Other key=value pairs override every run. Records lie in results/<suite>/, or wherever out= says. A run whose record is complete is not repeated:
-start the same command again and only what is missing runs.
+Other key=value pairs override every run. Records lie in results/<suite>/, or wherever out= says. A run whose record is
+complete is not repeated: start the same command again and only what is missing runs.
 """
 
 from __future__ import annotations

@@ -110,8 +110,8 @@ def noise(key: Key, tensor: int, n: int, distribution: Distribution = "gaussian"
         bits = np.stack([(w >> np.uint32(15)) & np.uint32(1), w >> np.uint32(31)], axis=2)
         return (1.0 - 2.0 * bits.astype(np.float32)).reshape(-1)[:n].astype(np.float32)
     radius, trig = tables()
-    z = radius[w & np.uint32(0xFFFF)][:, :, None] * trig[w >> np.uint32(16)]
-    return z.reshape(-1)[:n].astype(np.float32)
+    z: npt.NDArray[np.float32] = radius[w & np.uint32(0xFFFF)][:, :, None] * trig[w >> np.uint32(16)]
+    return z.reshape(-1)[:n]
 
 
 def rounding_bits(key: Key, tensor: int, n: int) -> npt.NDArray[np.uint32]:
