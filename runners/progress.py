@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -55,5 +56,5 @@ class Live:
 
     def _memory(self) -> str:
         if self._device.type != "cuda":
-            return ""
+            return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"  # Linux counts in kiB
         return f"{torch.cuda.max_memory_allocated(self._device) / 2**30:.2f} GiB"

@@ -1,0 +1,59 @@
+# `make` lists the targets. Each sets up what it needs: a virtual environment in .venv with the pinned packages.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+JOBS ?= 2
+RECORDS ?= results
+CHECKED := build/check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types check tables clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## virtual environment with the pinned packages
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: zobench needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1); make PYTHON=..."; exit 1; }
+	@echo "setting up $(VENV) (a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## a small sweep on the CPU, its tables and plot (minutes, no download but packages)
+	@$(PY) -m runners.sweep suite=demo jobs=$(JOBS)
+	@$(PY) -m analysis.build --records results/demo
+	@echo
+	@echo "records     results/demo/*.jsonl, one a run; the trajectory beside it rebuilds the tuned weights:"
+	@echo "              $(PY) -m runners.replay $$(ls results/demo/zo_sgd-toy-tiny-full-*-s1-*.jsonl | head -n 1)"
+	@echo "tables      results/demo/tables/accuracy.md, memory.md, throughput.md (and .csv, .tex)"
+	@echo "plot        results/demo/figures/accuracy_vs_forwards.png"
+	@echo "what the model sees"
+	@echo "              $(PY) -m runners.show task=toy split=validation rows=0:3 model=tiny"
+	@echo "try next    $(PY) -m runners.train model=tiny task=toy optimizer=zo_sgd optimizer.lr=1e-4 optimizer.q=4"
+	@echo "              $(PY) -m runners.train model=opt-125m task=sst2 scheme=lora optimizer=zo_sgd   (from the hub)"
+
+test: setup ## the tests
+	@$(PY) -m pytest
+
+lint: setup ## ruff
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: setup ## mypy, strict
+	@$(PY) -m mypy
+
+check: lint types test ## all that CI checks: lint, types, tests, and the demo's path in small
+	@rm -rf $(CHECKED)
+	@$(PY) -m runners.sweep suite=demo jobs=$(JOBS) out=$(CHECKED) budget.amount=60 budget.n_eval=1 task.n_dev=50 task.n_test=50
+	@$(PY) -m analysis.build --records $(CHECKED) --out $(CHECKED)
+	@$(PY) -m runners.replay $$(ls $(CHECKED)/zo_sgd-toy-tiny-full-*-s1-*.jsonl)
+
+tables: setup ## regenerate tables and plots of every suite from its records
+	@$(PY) -m analysis.build --records $(RECORDS)
+
+clean: ## remove the environment and what checks wrote
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
