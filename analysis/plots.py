@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 MARKERS = "osD^v<>"
 # The methods seen most have looks that never clash; any other name gets one of the remaining looks by its hash.
-FIXED = ("zo_sgd", "zo_adam", "zo_sign_sgd", "zo_momentum", "zo_conservative", "sgd", "adamw", "forward_gradient")
+FIXED = ("zo_sgd", "zo_adam", "zo_sgd_sign", "zo_sgd_momentum", "zo_sgd_cons", "sgd", "adamw", "forward_grad")
 
 STYLE: dict[str, Any] = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5, "legend.title_fontsize": 8.5,

@@ -36,11 +36,13 @@ def execute(spec: RunSpec, command: str, *, quiet: bool = False) -> Outcome:
     hush()
     config = spec.config
     path = record_path(Path(config["out"]), spec.run_id)
-    if config["force"]:
+    record = Record(path)
+    if config["force"] and record.status in FINISHED:  # a record broken off goes on: the same command resumes
         for old in (path, path.with_name(spec.run_id + SUFFIX)):
             if old.exists():
                 old.replace(old.with_name(old.name + ".old"))
-    record = Record(path)
+        record.close()
+        record = Record(path)
     try:
         if record.status in FINISHED:
             return Outcome(path, record.rows[-1], True)

@@ -17,7 +17,8 @@ class WandbSink:
 
         self._run = wandb.init(
             project=config["wandb"]["project"], mode=config["wandb"]["mode"], id=run_id, name=run_id,
-            group=Path(config["out"]).name, config=dict(config), resume="allow",
+            group=Path(config["out"]).name, config=dict(config), resume="allow", dir=config["out"],
+            settings=wandb.Settings(quiet=True),
         )  # fmt: skip
 
     def row(self, row: Mapping[str, Any]) -> None:

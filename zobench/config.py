@@ -161,6 +161,7 @@ def require(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
 
 
 def issubclass_of_torch_optimizer(called: Callable[..., Any]) -> bool:
+    """Whether ``called`` is an optimizer class, ours or torch's."""
     return isinstance(called, type) and issubclass(called, torch.optim.Optimizer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -96,12 +97,16 @@ class CausalLM:
                 source: dict[str, Any] = {"random": self._architecture}
             else:
                 where, revision = self._where
-                model = AutoModelForCausalLM.from_pretrained(
-                    where, revision=revision, config=config, dtype=dtype, attn_implementation=self._attention
-                )
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    where, revision=revision, config=config, dtype=dtype, attn_implementation=self._attention,
+                    output_loading_info=True, ignore_mismatched_sizes=True,
+                )  # fmt: skip
+                _complete(report)
                 commit = getattr(config, "_commit_hash", None)
                 source = {"path": self._path} if self._path else {"hub": self._hub, "revision": commit}
-        except (OSError, ValueError, KeyError) as error:
+        except (torch.OutOfMemoryError, MemoryError):
+            raise  # a result, not a broken model
+        except Exception as error:  # transformers, the hub and safetensors raise a dozen kinds
             raise self._error(error) from error
         model.to(device)
         if self.gradient_checkpointing:
@@ -127,7 +132,7 @@ class CausalLM:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
             max_length = int(self._config().max_position_embeddings)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # as in load
             raise self._error(error) from error
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"model {self.name}: {where} has no fast tokenizer, which finding option boundaries needs")
@@ -150,9 +155,23 @@ class CausalLM:
         return _without_dropout(AutoConfig.from_pretrained(where, revision=revision))
 
     def _error(self, error: Exception) -> ModelError:
-        reason = str(error).strip().splitlines()[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = textwrap.shorten(lines[0], 300)  # transformers may list every architecture it knows
+        if self.weights == "random":
+            return ModelError(f"model {self.name}: cannot be built ({reason}); check model.architecture")
         hint = "check model.path" if self._path else "go online, log in, or point model.path at a local folder"
         return ModelError(f"model {self.name}: {self._where[0]} cannot be loaded ({reason}); {hint}")
+
+
+def _complete(report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that leaves tensors to chance: transformers would draw them at random and only log it.
+
+    Raises:
+        ValueError: tensors are missing or of another shape.
+    """
+    absent = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
+    if absent:
+        raise ValueError(f"its weights lack {len(absent)} of the model's tensors or shapes, such as {absent[0]}")
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -68,7 +69,8 @@ class Record:
         return [found[step] for step in sorted(found)]
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a row that could not be written is tried once more; its error is known
+            self._file.close()
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:

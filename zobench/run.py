@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from zobench.budget import Budget
 from zobench.config import issubclass_of_torch_optimizer
 from zobench.engine.stream import generator
-from zobench.models import CausalLM
+from zobench.models import CausalLM, ModelError
 from zobench.objective import Meter, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
@@ -130,7 +130,13 @@ def build(spec: RunSpec) -> Bench:
     drawn, rows = examples(spec.task)
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
-    model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
+    try:
+        model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"scheme={spec.config['scheme']['name']} does not fit model {spec.model.name}: {reason}"
+        ) from error
     pad_id = loaded.tokenizer.pad_token_id
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=Scorer(model), optimizer=_optimizer(spec, model),
@@ -162,14 +168,15 @@ def state_bytes(spec: RunSpec, n_trainable: int, n_total: int) -> int:
     total = n_total * width + (4 * n_trainable if spec.precision.rounding == "master" else 0)
     if spec.is_zo:
         return total
-    # A gradient, and the states the optimizer makes: asked of it with one dummy weight.
+    # A gradient (of the masters, where there are any: float32, made from the weights' own, which they replace), and
+    # the states the optimizer makes: asked of it with one dummy weight.
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     optimizer = spec.make_optimizer([weight])
     optimizer.step()
     states = [v for state in optimizer.state.values() for k, v in state.items() if torch.is_tensor(v) and k != "step"]
     held = 4 if spec.precision.rounding == "master" else width
-    return total + n_trainable * (width + held * len(states))
+    return total + n_trainable * held * (1 + len(states))
 
 
 def _optimizer(spec: RunSpec, model: nn.Module) -> ZOOptimizer | FirstOrder:

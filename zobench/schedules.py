@@ -11,6 +11,8 @@ Share = Annotated[float, Range(least=0.0, below=1.0)]
 
 
 class Schedule(Protocol):
+    """What the loop multiplies the base lr with."""
+
     def __call__(self, progress: float) -> float:
         """The factor at ``progress`` in [0, 1]."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from zobench.optim.base import StepInfo, ZOOptimizer
 from zobench.record import SCHEMA, Record, RecordError
 from zobench.run import Bench
 from zobench.tasks.base import Split
-from zobench.trajectory import SUFFIX, Entry, Header, Trajectory, apply, tensors_hash
+from zobench.trajectory import SUFFIX, Entry, Header, Mark, Trajectory, apply, tensors_hash
 
 FLUSH_S = 10.0  # a killed run loses at most so many seconds of steps
 
@@ -63,10 +64,12 @@ class Loop:
         self.n_step = 0
         self.window = _Window()
         self.first_step_s = 0.0
+        self.dev: list[dict[str, Any]] = []  # evaluation rows of dev that hold for this course of the run
         self.best: dict[str, Any] | None = None  # the dev row of the chosen checkpoint
         self.snapshot: list[torch.Tensor] = []  # its weights, on the host
         self._base_lrs = [float(g["lr"]) for g in self.optimizer.param_groups]
         self._ops: list[Op] = []
+        self._mark = Mark()  # after the last whole step
         self._flushed = time.monotonic()
         self._command = command
         self.trajectory: Trajectory | None = None
@@ -128,43 +131,47 @@ class Loop:
         if self.n_step == 1:
             self.clocks.switch("train")
             self.first_step_s = self.clocks.seconds["train"]
-        self._log(info)
+        self._log()
         for observer in self.observers:
             observer.step(self._progress(), self.n_step, info)
 
-    def _log(self, info: StepInfo) -> None:
+    def _log(self) -> None:
         if self.trajectory is not None:
-            m = self.meter
-            spent = (m.n_forward, m.n_backward, m.n_example, m.n_token)
-            entry = Entry(
-                self.n_step, False, list(self._ops), spent, info.loss, info.projected_grad,
-                self.clocks.elapsed("train"),
-            )  # fmt: skip
-            self.trajectory.append(entry)
+            self.trajectory.append(Entry(self.n_step, False, list(self._ops)))
             self._ops.clear()
         if self.n_step % self.spec.log_every == 0:
             self._write(self._step_row())
+        m = self.meter
+        self._mark = Mark(
+            self.n_step, (m.n_forward, m.n_backward, m.n_example, m.n_token), self.clocks.elapsed("train"),
+            self.first_step_s, self.window.losses, self.window.projected_grad,
+        )  # fmt: skip
         if time.monotonic() - self._flushed > FLUSH_S:
             self._flush()
 
     def _flush(self) -> None:
         if self.trajectory is not None:
-            self.trajectory.flush()
+            self.trajectory.flush(self._mark)
         self._flushed = time.monotonic()
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def _evaluate_if_due(self) -> None:
-        done = self.record.evals("dev", self.n_step)
-        due = self.spec.budget.n_due(self._progress())
-        if done and (len(done) > due or done[-1]["step"] == self.n_step):
+        dev_due = not self.dev or (
+            len(self.dev) <= self.spec.budget.n_due(self._progress()) and self.dev[-1]["step"] < self.n_step
+        )
+        # What the run starts from; nothing is chosen by it. The run may have broken off right before it.
+        test_due = self.n_step == 0 and not self.record.evals("test", 0)
+        if not dev_due and not test_due:
             return
         self.clocks.switch("eval")
-        self._home()
-        row = self._evaluate("dev")
-        if self.n_step == 0:
-            self._evaluate("test")  # what the run starts from; nothing is chosen by it
-        self._choose(row)
+        if dev_due:
+            self._home()
+            self.dev.append(self._evaluate("dev"))
+        if test_due:
+            self._evaluate("test")
+        if dev_due:
+            self._choose(self.dev[-1])
         self.clocks.switch("train")
 
     def _home(self) -> None:
@@ -188,7 +195,14 @@ class Loop:
         return row
 
     def _choose(self, row: dict[str, Any]) -> None:
-        """Keep the checkpoint if it is the best on dev: by metric, then by loss; the earlier one in a tie."""
+        """Keep the checkpoint if it is the best on dev: by metric, then by loss; the earlier one in a tie.
+
+        Raises:
+            FloatingPointError: its loss is not finite, so its metric is a count of accidents.
+        """
+        loss = row["metrics"]["loss"]
+        if loss is None or not math.isfinite(loss):
+            raise FloatingPointError(f"dev loss {loss} after step {row['step']}")
         if self.best is None or _merit(row, self.bench.spec.task.metric) > _merit(self.best, self.spec.task.metric):
             self.best = row
             self.snapshot = [p.to("cpu", copy=True) for p in self.bench.trainable]
@@ -234,17 +248,19 @@ class Loop:
                     f"{self.record.path}: was made with other {what} than these; move it away or use another out"
                 )
         entries = self.trajectory.entries if self.trajectory is not None else []
-        steps = [e.step for e in entries if not e.evaluation]
-        until = steps[-1] if steps else 0
-        dev = self.record.evals("dev", until)
+        mark = self.trajectory.mark if self.trajectory is not None else Mark()
+        dev = self.record.evals("dev", mark.step)
+        if self.trajectory is not None:  # an evaluation whose place the trajectory lost is made again
+            reached = {e.step for e in entries if e.evaluation}
+            dev = [row for row in dev if row["step"] in reached]
+        self.dev = dev
         best = max(dev, key=lambda r: _merit(r, self.spec.task.metric)) if dev else None
         if isinstance(self.optimizer, ZOOptimizer):
             for entry in entries:
                 apply(self.optimizer.ledger, entry.ops)
-                if not entry.evaluation:
-                    self._recount(entry)
                 if best is not None and entry.evaluation and entry.step == best["step"]:
                     self._choose(best)
+            self._go_on_from(mark)
             self.optimizer.n_step = self.n_step
         elif best is not None:
             self._choose(best)  # a first-order run has no trajectory: it starts again, from its evaluation at step 0
@@ -262,15 +278,12 @@ class Loop:
         )
         self.clocks.switch("train")
 
-    def _recount(self, entry: Entry) -> None:
+    def _go_on_from(self, mark: Mark) -> None:
         m = self.meter
-        self.n_step = entry.step
-        m.n_forward, m.n_backward, m.n_example, m.n_token = entry.spent
-        self.clocks.seconds["train"] = entry.train_s
-        self.first_step_s = self.first_step_s or entry.train_s
-        self.window.add(entry.loss, entry.projected_grad)
-        if self.n_step % self.spec.log_every == 0:
-            self.window = _Window()
+        self._mark, self.n_step, self.first_step_s = mark, mark.step, mark.first_step_s
+        m.n_forward, m.n_backward, m.n_example, m.n_token = mark.spent
+        self.clocks.seconds["train"] = mark.train_s
+        self.window = _Window(list(mark.losses), mark.projected_grad)
 
     # ---- rows --------------------------------------------------------------------------------------------------
 

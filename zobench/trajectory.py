@@ -1,7 +1,8 @@
 """The trajectory: every move and commit of a run, from which its weights are rebuilt without any forward.
 
-A file of concatenated gzip members of JSON lines: a header, then one line a step or evaluation. gzip's checksum tells
-a torn member, which is dropped whole. Coefficients are written so that they read back to the same float64.
+A file of concatenated gzip members of JSON lines: a header, then one line a step or evaluation, and at the end of each
+member a mark, from which the run can go on. gzip's checksum tells a torn member, which is dropped whole. Coefficients
+are written so that they read back to the same float64.
 """
 
 from __future__ import annotations
@@ -39,15 +40,25 @@ class Header:
 @dataclass
 class Entry:
     """Moves and commits of one step (``step`` is then the number of steps done), or, with ``evaluation``, those on the
-    way to an evaluation. ``spent``: forwards, backwards, examples, tokens so far."""
+    way to an evaluation."""
 
     step: int
-    evaluation: bool = False
-    ops: list[Op] = field(default_factory=list)
+    evaluation: bool
+    ops: list[Op]
+
+
+@dataclass
+class Mark:
+    """What a run needs to go on after ``step`` steps, besides its weights. ``spent``: forwards, backwards, examples,
+    tokens; ``train_s``: seconds of training; ``first_step_s``: of these, the first step's; ``losses``: of the steps
+    since the last step row; ``projected_grad``: of the last step."""
+
+    step: int = 0
     spent: tuple[int, int, int, int] = (0, 0, 0, 0)
-    loss: float = 0.0
-    projected_grad: float | None = None
     train_s: float = 0.0
+    first_step_s: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    projected_grad: float | None = None
 
 
 class Trajectory:
@@ -60,12 +71,15 @@ class Trajectory:
     def __init__(self, path: Path, header: Header) -> None:
         self.path, self.header = path, header
         self._pending: list[str] = []
+        self._size = 0  # of the file's whole members
         self.entries: list[Entry] = []
+        self.mark = Mark()
         if path.exists():
-            found, self.entries, good = _read(path)
+            found, self.entries, self.mark, good = _read(path)
             if found is not None and found != header:
                 raise RecordError(f"{path}: belongs to another run ({found}); move it away to run again")
             os.truncate(path, good)
+            self._size = good
             if found is None:
                 self._pending.append(json.dumps(vars(header)))
         else:
@@ -74,28 +88,35 @@ class Trajectory:
     def append(self, entry: Entry) -> None:
         self._pending.append(json.dumps(_packed(entry), separators=(",", ":")))
 
-    def flush(self) -> None:
-        """Write what is pending.
+    def flush(self, mark: Mark) -> None:
+        """Write what is pending, and where the run stands after it, to the disk.
+
+        Broken off and called again, it writes nothing twice.
 
         Raises:
             RecordError: it cannot be written.
         """
         if not self._pending:
             return
-        member = gzip.compress(("\n".join(self._pending) + "\n").encode(), mtime=0)
+        lines = [*self._pending, json.dumps({"mark": vars(mark)}, separators=(",", ":"))]
+        member = gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
         try:
             with self.path.open("ab") as file:
+                file.truncate(self._size)
                 file.write(member)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise RecordError(
                 f"{self.path}: cannot be written ({error.strerror}); make room and start the same command again"
             ) from error
-        self._pending.clear()
+        self._size, self._pending = self._size + len(member), []
 
     def restart(self) -> None:
         """Forget everything written: the run begins anew."""
         self.path.unlink(missing_ok=True)
-        self.entries, self._pending = [], [json.dumps(vars(self.header))]
+        self._size, self.entries, self.mark = 0, [], Mark()
+        self._pending = [json.dumps(vars(self.header))]
 
 
 def read(path: Path) -> tuple[Header, list[Entry]]:
@@ -104,7 +125,7 @@ def read(path: Path) -> tuple[Header, list[Entry]]:
     Raises:
         RecordError: it cannot be read, or is none.
     """
-    header, entries, _ = _read(path)
+    header, entries, _, _ = _read(path)
     if header is None:
         raise RecordError(f"{path}: holds no trajectory")
     return header, entries
@@ -125,7 +146,7 @@ def apply(ledger: Ledger, ops: Iterable[Op]) -> None:
             ledger.commit(op.point, op.decay)
 
 
-def _read(path: Path) -> tuple[Header | None, list[Entry], int]:
+def _read(path: Path) -> tuple[Header | None, list[Entry], Mark, int]:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -133,12 +154,15 @@ def _read(path: Path) -> tuple[Header | None, list[Entry], int]:
     text, good = _members(data)
     lines = text.splitlines()
     if not lines:
-        return None, [], 0
+        return None, [], Mark(), 0
     try:
         header = Header(**json.loads(lines[0]))
         if header.noise != NOISE_VERSION:
             raise RecordError(f"{path}: made with noise version {header.noise}; this zobench has {NOISE_VERSION}")
-        return header, [_unpacked(json.loads(line), header) for line in lines[1:]], good
+        found = [json.loads(line) for line in lines[1:]]
+        marks = [Mark(**{**row["mark"], "spent": tuple(row["mark"]["spent"])}) for row in found if "mark" in row]
+        entries = [_unpacked(row, header) for row in found if "mark" not in row]
+        return header, entries, marks[-1] if marks else Mark(), good
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise RecordError(f"{path}: not a trajectory ({error})") from error
 
@@ -164,12 +188,7 @@ def _packed(entry: Entry) -> dict[str, Any]:
     for op in entry.ops:
         point = [[z.step, z.probe, c] for z, c in op.point.items()]
         ops.append(["m", point] if isinstance(op, Move) else ["c", point, op.decay])
-    if entry.evaluation:
-        return {"eval": entry.step, "ops": ops}
-    return {
-        "step": entry.step, "ops": ops, "spent": entry.spent, "loss": entry.loss, "g": entry.projected_grad,
-        "train_s": round(entry.train_s, 4),
-    }  # fmt: skip
+    return {"eval" if entry.evaluation else "step": entry.step, "ops": ops}
 
 
 def _unpacked(row: dict[str, Any], header: Header) -> Entry:
@@ -177,9 +196,5 @@ def _unpacked(row: dict[str, Any], header: Header) -> Entry:
     for name, point, *rest in row["ops"]:
         named = {Direction(header.seed, step, probe, header.distribution): float(c) for step, probe, c in point}
         ops.append(Move(named) if name == "m" else Commit(named, float(rest[0])))
-    if "eval" in row:
-        return Entry(int(row["eval"]), True, ops)
-    n_forward, n_backward, n_example, n_token = row["spent"]
-    return Entry(
-        int(row["step"]), False, ops, (n_forward, n_backward, n_example, n_token), row["loss"], row["g"], row["train_s"]
-    )
+    evaluation = "eval" in row
+    return Entry(int(row["eval" if evaluation else "step"]), evaluation, ops)

@@ -48,6 +48,8 @@ class FirstOrder:
         """
         loss = float(objective.backward())
         if not math.isfinite(loss):
+            for weight in self._weights:  # who catches this may go on with another minibatch
+                weight.grad = None
             raise FloatingPointError(f"loss {loss}")
         if self._masters is not self._weights:
             for weight, master in zip(self._weights, self._masters, strict=True):

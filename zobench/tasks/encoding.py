@@ -31,7 +31,7 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list
         max_length: tokens a row may have.
 
     Raises:
-        DataError: the prompt or an option is empty, or an option is as long as ``max_length`` alone.
+        DataError: the prompt or an option is empty, or an option leaves no room for the prompt in ``max_length``.
     """
     texts = [example.prompt + option for example in examples for option in example.options]
     if not texts:
@@ -47,19 +47,19 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list
             while special and special[-1]:  # a closing special token is no part of the option
                 ids, special, ends = ids[:-1], special[:-1], ends[:-1]
             boundary = next((i for i, end in enumerate(ends) if end > len(example.prompt)), len(ids))
-            split.append((ids, boundary, sum(special)))
+            leading = next((i for i, is_special in enumerate(special) if not is_special), len(special))
+            split.append((ids, boundary, leading))
             at += 1
         shared = min(boundary for _, boundary, _ in split)
         while any(ids[:shared] != split[0][0][:shared] for ids, _, _ in split):
             shared -= 1
         prompt, options = list(split[0][0][:shared]), tuple(tuple(ids[shared:]) for ids, _, _ in split)
-        room = max_length - max(map(len, options))
-        if not prompt or any(not option for option in options) or room < 1:
+        room, head = max_length - max(map(len, options)), split[0][2]
+        if len(prompt) <= head or any(not option for option in options) or room <= head:
             raise DataError(
                 f"row {example.row}: {len(prompt)} prompt tokens and options of {[len(o) for o in options]} tokens "
                 f"cannot be scored in {max_length}"
             )
-        head = min(split[0][2], 1)
         if len(prompt) > room:
             prompt = prompt[:head] + prompt[len(prompt) - (room - head) :]
         encoded.append(Encoded(example.row, tuple(prompt), options, example.label))

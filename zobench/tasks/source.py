@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from zobench.tasks.base import DataError, Row, Source
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def load(repo: str, config: str, split: str, *, root: str | None, revision: str | None) -> Source:
@@ -16,7 +19,7 @@ def load(repo: str, config: str, split: str, *, root: str | None, revision: str 
     Args:
         repo, config, split: as on the hub, e.g. nyu-mll/glue, sst2, validation.
         root: folder of a local mirror with files ``<repo>/<config>/<split>.jsonl``, or None for the hub.
-        revision: commit of the hub repository to load, or None for its newest.
+        revision: commit, branch or tag of the hub repository to load, or None for its newest; the commit is recorded.
 
     Raises:
         DataError: the file or repository is missing or broken.
@@ -52,7 +55,8 @@ def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Sourc
 
     where = f"{repo}, config {config}, split {split} on {_endpoint()}"
     try:
-        sha = revision or HfApi().dataset_info(repo).sha
+        is_commit = revision is not None and _COMMIT.fullmatch(revision) is not None
+        sha = revision if is_commit else HfApi().dataset_info(repo, revision=revision).sha
         name = None if config == "default" else config
         loaded: Any = datasets.load_dataset(repo, name, split=split, revision=sha)
     except Exception as error:  # the hub's client raises a dozen kinds; all mean that the data cannot be had

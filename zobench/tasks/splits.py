@@ -46,7 +46,10 @@ def examples(task: Task) -> tuple[dict[Split, list[Example]], dict[str, dict[str
         ids = draw(len(source.rows), split, task.sizes[split], task.data_seed, shared)
         if not ids:
             raise DataError(f"task {task.name}: no rows for {split}: {name} has only {len(source.rows)}")
-        found[split] = [task.example(i, source.rows[i]) for i in ids]
+        try:
+            found[split] = [task.example(i, source.rows[i]) for i in ids]
+        except DataError as error:
+            raise DataError(f"task {task.name}, split {name}: {error}") from error
         rows[split] = {"n": len(ids), "ids_sha256": ids_hash(ids), "source": source.identity}
     return found, rows
 
