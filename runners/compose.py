@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +61,23 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
         except HydraException as error:
             problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
             continue
-        problem = _group_problem(override)
+        problem = _form_problem(override) or _group_problem(override)
         problems.append(problem) if problem else kept.append(override)
     groups = [_text(o) for o in kept if o.key_or_group in schema.GROUPS]
-    base = _composed(groups)
+    base = _base(tuple(groups))
     good = list(groups)
     for override in kept:
         if _text(override) not in groups:
             problem = _key_problem(base, override)
             problems.append(problem) if problem else good.append(_text(override))
-    if _misfit(good):  # some value has the wrong type: which?
+    try:
+        composed = _composed(good)
+    except (HydraException, OmegaConfBaseException):  # some value has the wrong type: which?
         misfits = {text: found for text in good if text not in groups and (found := _misfit([*groups, text]))}
         problems += misfits.values()
-        good = [text for text in good if text not in misfits]
+        composed = _composed([text for text in good if text not in misfits])
     try:
-        resolved = OmegaConf.to_container(_composed(good), resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         return None, [*problems, _interpolation_problem(error)]
     assert isinstance(resolved, dict)
@@ -96,7 +99,7 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
         problems += found
         if group == "optimizer":
             with contextlib.suppress(ImportError, AttributeError, ValueError):
-                made["make_optimizer"] = partial(locate(target), **arguments)
+                made["make_optimizer"] = functools.partial(locate(target), **arguments)
         elif not found:
             made[group] = locate(target)(**arguments)
     device, problem = device_of(config["device"])
@@ -144,13 +147,31 @@ def _composed(overrides: list[str]) -> DictConfig:
         return hydra.compose("run", overrides)
 
 
+@functools.lru_cache(maxsize=64)  # composing takes 0.1 s, and the points of a sweep differ in values only
+def _base(groups: tuple[str, ...]) -> DictConfig:
+    """To look keys up in, not to change."""
+    return _composed(list(groups))
+
+
 def _text(override: Override) -> str:
     return str(override.input_line)
 
 
+def _form_problem(override: Override) -> str | None:
+    """Why an override that Hydra understands has no place here: a run has a fixed top level, and one value of each."""
+    key, text = override.key_or_group, _text(override)
+    if override.is_sweep_override():
+        return f"{text}: several values; -m runs each of them"
+    fixed = "." not in key and [f.name for f in fields(schema.RunConfig)]
+    if fixed and (override.is_add() or override.is_force_add() or override.is_delete()):
+        known = f"every run has it; set it with {key}=VALUE" if key in fixed else f"no such key{nearest(key, fixed)}"
+        return f"{text}: {known}"
+    return None
+
+
 def _group_problem(override: Override) -> str | None:
     key = override.key_or_group
-    if key not in schema.GROUPS or override.is_add() or override.is_delete():
+    if key not in schema.GROUPS:
         return None
     value = override.value()
     options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))

@@ -11,7 +11,7 @@ from typing import Any
 from runners.progress import Live
 from runners.wandb_sink import WandbSink
 from zobench.optim.base import ZOOptimizer
-from zobench.record import FINISHED, Record
+from zobench.record import FINISHED, Record, RecordError
 from zobench.run import Bench, RunSpec, build, state_bytes
 from zobench.save import save
 from zobench.train import Loop, Observer, record_path
@@ -45,6 +45,11 @@ def execute(spec: RunSpec, command: str, *, quiet: bool = False) -> Outcome:
         record = Record(path)
     try:
         if record.status in FINISHED:
+            if config["save"] is not None and record.status == "completed" and not Path(config["save"]).is_dir():
+                raise RecordError(
+                    f"{path}: the run is complete and its model was not saved; force=true runs it again, "
+                    f"runners.replay {path} --save {config['save']} rebuilds that of a zeroth-order run"
+                )
             return Outcome(path, record.rows[-1], True)
         bench = build(spec)
         if not quiet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,16 +40,16 @@ class Range:
 
     def __str__(self) -> str:
         parts = ((">=", self.least), ("<=", self.most), (">", self.above), ("<", self.below))
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in parts if bound is not None)
+        return " and ".join(f"{sign} {bound:.12g}" for sign, bound in parts if bound is not None)
 
     def holds(self, x: float) -> bool:
-        """Whether x lies within; NaN never does."""
+        """Whether x lies within; NaN and infinity never do."""
         return (
             (self.least is None or x >= self.least)
             and (self.most is None or x <= self.most)
             and (self.above is None or x > self.above)
             and (self.below is None or x < self.below)
-            and x == x
+            and math.isfinite(x)
         )
 
 

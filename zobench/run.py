@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from zobench.budget import Budget
 from zobench.config import issubclass_of_torch_optimizer
 from zobench.engine.stream import generator
-from zobench.models import CausalLM, ModelError
+from zobench.models import CausalLM
 from zobench.objective import Meter, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
@@ -130,13 +130,7 @@ def build(spec: RunSpec) -> Bench:
     drawn, rows = examples(spec.task)
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
-    try:
-        model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(
-            f"scheme={spec.config['scheme']['name']} does not fit model {spec.model.name}: {reason}"
-        ) from error
+    model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
     pad_id = loaded.tokenizer.pad_token_id
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=Scorer(model), optimizer=_optimizer(spec, model),

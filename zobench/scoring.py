@@ -35,7 +35,14 @@ class Batch:
 
 
 def collate(examples: list[Encoded], device: torch.device, pad_id: int) -> Batch:
-    """A batch of encoded examples, which must all have the same number of options."""
+    """A batch of encoded examples.
+
+    Raises:
+        ValueError: they do not all have the same number of options.
+    """
+    n_option = {len(example.option_ids) for example in examples}
+    if len(n_option) > 1:
+        raise ValueError(f"examples with {sorted(n_option)} options cannot share a batch")
     single = all(len(option) == 1 for example in examples for option in example.option_ids)
     rows: list[tuple[int, ...]] = []
     option_ids: list[Any] = []

@@ -6,7 +6,6 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +15,10 @@ import torch
 from zobench import provenance
 from zobench.clock import Clocks
 from zobench.engine.ledger import Op
-from zobench.engine.stream import NOISE_VERSION
 from zobench.evaluate import evaluate
 from zobench.optim.base import StepInfo, ZOOptimizer
-from zobench.record import SCHEMA, Record, RecordError
+from zobench.record import Record, RecordError
+from zobench.rows import Window, run_row
 from zobench.run import Bench
 from zobench.tasks.base import Split
 from zobench.trajectory import SUFFIX, Entry, Header, Mark, Trajectory, apply, tensors_hash
@@ -33,18 +32,6 @@ class Observer(Protocol):
     def row(self, row: Mapping[str, Any]) -> None: ...
 
     def step(self, progress: float, n_step: int, info: StepInfo) -> None: ...
-
-
-@dataclass
-class _Window:
-    """Losses since the last step row."""
-
-    losses: list[float] = field(default_factory=list)
-    projected_grad: float | None = None
-
-    def add(self, loss: float, projected_grad: float | None) -> None:
-        self.losses.append(loss)
-        self.projected_grad = projected_grad
 
 
 class Loop:
@@ -62,7 +49,7 @@ class Loop:
         self.spec, self.optimizer, self.meter = bench.spec, bench.optimizer, bench.meter
         self.clocks = Clocks(self.spec.device)
         self.n_step = 0
-        self.window = _Window()
+        self.window = Window()
         self.first_step_s = 0.0
         self.dev: list[dict[str, Any]] = []  # evaluation rows of dev that hold for this course of the run
         self.best: dict[str, Any] | None = None  # the dev row of the chosen checkpoint
@@ -116,7 +103,7 @@ class Loop:
         if not self.record.rows:
             if self.trajectory is not None:
                 self.trajectory.restart()  # a trajectory without a record is nobody's
-            self._write(self._run_row(), sync=True)
+            self._write(run_row(self.bench, self._command), sync=True)
         else:
             self._resume()
         if isinstance(self.optimizer, ZOOptimizer):
@@ -136,22 +123,24 @@ class Loop:
             observer.step(self._progress(), self.n_step, info)
 
     def _log(self) -> None:
-        if self.trajectory is not None:
-            self.trajectory.append(Entry(self.n_step, False, list(self._ops)))
-            self._ops.clear()
         if self.n_step % self.spec.log_every == 0:
-            self._write(self._step_row())
+            lr = self.optimizer.param_groups[0]["lr"]
+            self._write(self.window.row(self.n_step, lr, self.meter, self.clocks.elapsed("train")))
+            self.window = Window()
         m = self.meter
         self._mark = Mark(
             self.n_step, (m.n_forward, m.n_backward, m.n_example, m.n_token), self.clocks.elapsed("train"),
-            self.first_step_s, self.window.losses, self.window.projected_grad,
+            self.first_step_s, list(self.window.losses), self.window.projected_grad,
         )  # fmt: skip
+        if self.trajectory is not None:
+            self.trajectory.append(Entry(self.n_step, False, list(self._ops)), self._mark)
+            self._ops.clear()
         if time.monotonic() - self._flushed > FLUSH_S:
             self._flush()
 
     def _flush(self) -> None:
         if self.trajectory is not None:
-            self.trajectory.flush(self._mark)
+            self.trajectory.flush()
         self._flushed = time.monotonic()
 
     # ---- evaluation --------------------------------------------------------------------------------------------
@@ -177,7 +166,7 @@ class Loop:
     def _home(self) -> None:
         self.bench.home()
         if self.trajectory is not None:
-            self.trajectory.append(Entry(self.n_step, True, list(self._ops)))
+            self.trajectory.append(Entry(self.n_step, True, list(self._ops)), self._mark)
             self._ops.clear()
         self._flush()  # before the evaluation is recorded: a recorded evaluation can always be reached again
 
@@ -283,7 +272,7 @@ class Loop:
         self._mark, self.n_step, self.first_step_s = mark, mark.step, mark.first_step_s
         m.n_forward, m.n_backward, m.n_example, m.n_token = mark.spent
         self.clocks.seconds["train"] = mark.train_s
-        self.window = _Window(list(mark.losses), mark.projected_grad)
+        self.window = Window(list(mark.losses), mark.projected_grad)
 
     # ---- rows --------------------------------------------------------------------------------------------------
 
@@ -293,35 +282,6 @@ class Loop:
 
     def _seconds(self) -> dict[str, float]:
         return {f"{phase}_s": round(self.clocks.elapsed(phase), 3) for phase in ("train", "eval")}
-
-    def _step_row(self) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "kind": "step", "step": self.n_step, "loss": sum(self.window.losses) / len(self.window.losses),
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }  # fmt: skip
-        if self.window.projected_grad is not None:
-            row["projected_grad"] = self.window.projected_grad
-        row |= {name: getattr(self.meter, name) for name in ("n_forward", "n_backward", "n_example", "n_token")}
-        row["train_s"] = round(self.clocks.elapsed("train"), 3)
-        self.window = _Window()
-        return row
-
-    def _run_row(self) -> dict[str, Any]:
-        spec, config = self.spec, dict(self.spec.config)
-        n_trainable, n_total = self.bench.n_parameters
-        names = {
-            group: config[group]["name"] for group in ("model", "task", "scheme", "optimizer", "precision", "schedule")
-        }
-        return {
-            "kind": "run", "schema": SCHEMA, "run_id": spec.run_id, "suite": Path(config["out"]).name, **names,
-            "seed": spec.seed, "budget": {"unit": spec.budget.unit, "amount": spec.budget.amount},
-            "batch_size": spec.batch_size, "metric": spec.task.metric, "config": config, "command": self._command,
-            "git": provenance.git(), "versions": provenance.versions(),
-            "hardware": provenance.hardware(spec.device), "noise_version": NOISE_VERSION, "rows": self.bench.rows,
-            "source": self.bench.source, "params": {"n_trainable": n_trainable, "n_total": n_total},
-            "forwards_per_step": self.optimizer.forwards_per_step,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
 
     def _write(self, row: dict[str, Any], sync: bool = False) -> None:
         self.record.append(row, sync)

@@ -70,7 +70,7 @@ class Trajectory:
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path, self.header = path, header
-        self._pending: list[str] = []
+        self._pending: list[tuple[str, Mark]] = []  # each line with where the run stands after it, so neither is ahead
         self._size = 0  # of the file's whole members
         self.entries: list[Entry] = []
         self.mark = Mark()
@@ -81,14 +81,15 @@ class Trajectory:
             os.truncate(path, good)
             self._size = good
             if found is None:
-                self._pending.append(json.dumps(vars(header)))
+                self._pending.append((json.dumps(vars(header)), Mark()))
         else:
-            self._pending.append(json.dumps(vars(header)))
+            self._pending.append((json.dumps(vars(header)), Mark()))
 
-    def append(self, entry: Entry) -> None:
-        self._pending.append(json.dumps(_packed(entry), separators=(",", ":")))
+    def append(self, entry: Entry, mark: Mark) -> None:
+        """``mark``: where the run stands after the entry."""
+        self._pending.append((json.dumps(_packed(entry), separators=(",", ":")), mark))
 
-    def flush(self, mark: Mark) -> None:
+    def flush(self) -> None:
         """Write what is pending, and where the run stands after it, to the disk.
 
         Broken off and called again, it writes nothing twice.
@@ -98,7 +99,8 @@ class Trajectory:
         """
         if not self._pending:
             return
-        lines = [*self._pending, json.dumps({"mark": vars(mark)}, separators=(",", ":"))]
+        mark = self._pending[-1][1]
+        lines = [*(line for line, _ in self._pending), json.dumps({"mark": vars(mark)}, separators=(",", ":"))]
         member = gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
         try:
             with self.path.open("ab") as file:
@@ -116,7 +118,7 @@ class Trajectory:
         """Forget everything written: the run begins anew."""
         self.path.unlink(missing_ok=True)
         self._size, self.entries, self.mark = 0, [], Mark()
-        self._pending = [json.dumps(vars(self.header))]
+        self._pending = [(json.dumps(vars(self.header)), Mark())]
 
 
 def read(path: Path) -> tuple[Header, list[Entry]]:

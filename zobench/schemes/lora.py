@@ -8,8 +8,8 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from zobench.config import Range
-from zobench.models import keyed_rng
+from zobench.config import Range, nearest
+from zobench.models import ModelError, keyed_rng
 from zobench.schemes.base import Scheme
 
 
@@ -36,8 +36,18 @@ class LoRA(Scheme):
         self.r, self.alpha, self.targets = r, alpha, list(targets)
 
     def apply(self, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
-        """Raises ValueError where the model has none of the target modules."""
+        """See `Scheme`.
+
+        Raises:
+            ModelError: the model lacks a target module, or one cannot take an adapter.
+        """
         import peft
+
+        names = [name for name, _ in model.named_modules()]
+        for target in self.targets:  # peft is content with any one of them
+            if not any(f".{name}".endswith(f".{target}") for name in names):
+                last = {name.rpartition(".")[2] for name in names}
+                raise ModelError(f"scheme.targets: the model has no module {target}{nearest(target, last)}")
 
         config = peft.LoraConfig(
             r=self.r, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=self.targets, bias="none",
@@ -45,5 +55,8 @@ class LoRA(Scheme):
         )  # fmt: skip
         with keyed_rng(seed, device):
             # Adapters keep the model's dtype: what precision does to them is the config group `precision`'s to say.
-            wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+            try:
+                wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+            except ValueError as error:
+                raise ModelError(f"scheme.targets: {str(error).splitlines()[0]}") from error
         return wrapped.train(model.training)

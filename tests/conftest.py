@@ -1,0 +1,190 @@
+"""What tests of whole runs share: a tiny run on the CPU, in this process, and everything it left."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from runners import execute as execution
+from runners import train
+from runners.compose import spec_of
+from zobench.run import Bench, RunSpec, build
+from zobench.tasks import toy
+from zobench.trajectory import SUFFIX, Entry, read
+
+# 12 steps of 8 examples: an evaluation at 0, 4, 8 and 12, a step row at 5 and 10.
+TINY = (
+    "model=tiny task=toy device=cpu progress=false budget=steps budget.amount=12 budget.n_eval=3 batch_size=8 "
+    "log_every=5 task.n_train=64 task.n_dev=40 task.n_test=40 optimizer.lr=1e-4"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A run that is over, for whatever reason. ``bench``: its model in memory, None when nothing had to be run."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    bench: Bench | None
+    repeated: bool
+
+    @property
+    def end(self) -> dict[str, Any]:
+        return self.rows[-1]
+
+    @property
+    def trajectory(self) -> Path:
+        return self.path.with_name(self.path.name.removesuffix(".jsonl") + SUFFIX)
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """Bits of the trainable weights, as they are now: after a run, those of the chosen checkpoint."""
+        assert self.bench is not None
+        return [p.clone() for p in self.bench.trainable]
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def evals(self, split: str) -> dict[int, dict[str, float]]:
+        """Metrics by step; a later row of a step replaces the earlier one, as analysis reads them."""
+        return {row["step"]: row["metrics"] for row in self.of_kind("eval") if row["split"] == split}
+
+    def entries(self) -> list[Entry]:
+        """The trajectory without evaluations that moved nothing (an evaluation begun twice leaves one)."""
+        _, entries = read(self.trajectory)
+        return [e for e in entries if e.ops or not e.evaluation]
+
+
+class Lab:
+    """Makes tiny runs in ``folder``, all in this process."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.benches: list[Bench] = []
+        monkeypatch.setattr(execution, "build", self._build)
+
+    def spec(self, *overrides: str, out: str = "runs", **top: Any) -> RunSpec:
+        """``overrides`` on top of TINY; ``top``: values of the top level that have no part in what a run is."""
+        spec = _composed(overrides)
+        return dataclasses.replace(spec, config={**spec.config, "out": str(self.folder / out), **top})
+
+    def arguments(self, *overrides: str, out: str = "runs") -> list[str]:
+        """Of the command line of such a run."""
+        return [*TINY, *overrides, f"out={self.folder / out}"]
+
+    def path(self, *overrides: str, out: str = "runs") -> Path:
+        """Of the record of such a run."""
+        spec = self.spec(*overrides, out=out)
+        return self.folder / out / f"{spec.run_id}.jsonl"
+
+    def run(self, *overrides: str, out: str = "runs", **top: Any) -> Ran:
+        self.benches.clear()
+        outcome = execution.execute(self.spec(*overrides, out=out, **top), "a test", quiet=True)
+        return self._ran(outcome.path, outcome.repeated)
+
+    def stopped(self, *overrides: str, out: str = "runs", **top: Any) -> Ran:
+        """The same for a run that a KeyboardInterrupt stops."""
+        self.benches.clear()
+        with pytest.raises(KeyboardInterrupt):
+            execution.execute(self.spec(*overrides, out=out, **top), "a test", quiet=True)
+        return self._ran(self.path(*overrides, out=out), False)
+
+    def _build(self, spec: RunSpec) -> Bench:
+        self.benches.append(build(spec))
+        return self.benches[-1]
+
+    def _ran(self, path: Path, repeated: bool) -> Ran:
+        bench = self.benches[-1] if self.benches else None
+        return Ran(path, [json.loads(line) for line in path.read_text().splitlines()], bench, repeated)
+
+
+@functools.cache  # composing takes longer than the shortest runs
+def _composed(overrides: tuple[str, ...]) -> RunSpec:
+    return spec_of([*TINY, *overrides])
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    return Lab(tmp_path, monkeypatch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """``cli(module, *arguments)`` is ``python -m module *arguments``, in this process."""
+
+    def call(module: ModuleType, *arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+        monkeypatch.setattr(train, "_exit_code", 0)
+        capsys.readouterr()
+        try:
+            module.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _generate_toy_once() -> Iterator[None]:
+    """The rows are a pure function of the split and nobody changes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "generate", functools.cache(toy.generate))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The matrices are tiny, and threads of torch that wait busily for a shared core make a run ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fail_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int, BaseException], None]:
+    """``fail_once(owner, name, n, error)``: the n-th call (from 1) of a function raises before it does anything, the
+    others work."""
+
+    def arm(owner: Any, name: str, n: int, error: BaseException) -> None:
+        original, calls = getattr(owner, name), 0
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == n:
+                raise error
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    return arm

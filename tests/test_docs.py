@@ -1,0 +1,57 @@
+"""README, docs and committed tables say what the records say."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis import build
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = sorted(path.parent for path in ROOT.glob("results/*/README.md"))
+
+
+def test_there_are_committed_results() -> None:
+    assert [path.name for path in SUITES] == ["lab", "lab_precision"]
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.name)
+def test_committed_tables_regenerate_byte_for_byte(suite: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "records" / suite.name
+    copied.mkdir(parents=True)
+    for record in suite.glob("*.jsonl"):
+        shutil.copy(record, copied)
+    assert build.main(["--records", str(tmp_path / "records"), "--out", str(tmp_path / "out")]) == 0
+    made = {p.relative_to(tmp_path / "out" / suite.name): p for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    kept = {p.relative_to(suite) for folder in ("tables", "figures") for p in (suite / folder).glob("*")}
+    assert set(made) == kept
+    for name, path in made.items():
+        if path.suffix not in (".png", ".svg"):  # figures are compared by the data behind them
+            assert path.read_bytes() == (suite / name).read_bytes(), name
+
+
+def test_readme_shows_the_lab_table() -> None:
+    table = (ROOT / "results/lab/tables/accuracy.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert "\n".join(rows) in (ROOT / "README.md").read_text()
+
+
+def test_every_file_that_the_docs_link_is_there() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("results/*/README.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+def test_the_precision_page_says_what_the_records_say() -> None:
+    """The accuracies, from the records; the drifts come from replays on the GPU that made them."""
+    with (ROOT / "results/lab_precision/tables/accuracy.csv").open(newline="") as file:
+        measured = {row["precision"]: f"{100 * float(row['test']):.1f}" for row in csv.DictReader(file)}
+    page = (ROOT / "docs/precision.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    said = {cells[1]: cells[5] for cells in rows if len(cells) == 8 and cells[1] in measured}
+    assert said == measured

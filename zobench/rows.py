@@ -1,0 +1,57 @@
+"""The rows of a record that describe a run and its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from zobench import provenance
+from zobench.engine.stream import NOISE_VERSION
+from zobench.objective import Meter
+from zobench.record import SCHEMA
+from zobench.run import Bench
+
+GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule")
+
+
+@dataclass
+class Window:
+    """The losses of the steps since the last step row, and the last step's projected gradient."""
+
+    losses: list[float] = field(default_factory=list)
+    projected_grad: float | None = None
+
+    def add(self, loss: float, projected_grad: float | None) -> None:
+        """One step more."""
+        self.losses.append(loss)
+        self.projected_grad = projected_grad
+
+    def row(self, step: int, lr: float, meter: Meter, train_s: float) -> dict[str, Any]:
+        """The step row of these steps: mean loss; totals so far."""
+        row: dict[str, Any] = {
+            "kind": "step", "step": step, "loss": sum(self.losses) / len(self.losses), "lr": lr,
+        }  # fmt: skip
+        if self.projected_grad is not None:
+            row["projected_grad"] = self.projected_grad
+        row |= {name: getattr(meter, name) for name in ("n_forward", "n_backward", "n_example", "n_token")}
+        row["train_s"] = round(train_s, 3)
+        return row
+
+
+def run_row(bench: Bench, command: str) -> dict[str, Any]:
+    """The first row of a record: what the run is, of what, and where it is made."""
+    spec, config = bench.spec, dict(bench.spec.config)
+    n_trainable, n_total = bench.n_parameters
+    return {
+        "kind": "run", "schema": SCHEMA, "run_id": spec.run_id, "suite": Path(config["out"]).name,
+        **{group: config[group]["name"] for group in GROUPS},
+        "seed": spec.seed, "budget": {"unit": spec.budget.unit, "amount": spec.budget.amount},
+        "batch_size": spec.batch_size, "metric": spec.task.metric, "config": config, "command": command,
+        "git": provenance.git(), "versions": provenance.versions(), "hardware": provenance.hardware(spec.device),
+        "noise_version": NOISE_VERSION, "rows": bench.rows, "source": bench.source,
+        "params": {"n_trainable": n_trainable, "n_total": n_total},
+        "forwards_per_step": bench.optimizer.forwards_per_step,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
