@@ -17,12 +17,28 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.optim import Optimizer
 
 from runners import schema
+from zobench.budget import Budget
 from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown
+from zobench.models import CausalLM
+from zobench.precision import Precision
 from zobench.run import RunSpec, arguments_of_optimizer
+from zobench.schedules import Schedule
+from zobench.schemes.base import Scheme
+from zobench.tasks.base import Task
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+KINDS: dict[str, type] = {
+    "model": CausalLM,
+    "task": Task,
+    "scheme": Scheme,
+    "optimizer": Optimizer,
+    "precision": Precision,
+    "schedule": Schedule,
+    "budget": Budget,
+}
 GIVEN = ("params", "seed", "rounding")  # arguments of an optimizer that the program supplies
 
 
@@ -64,7 +80,7 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
         problem = _form_problem(override) or _group_problem(override)
         problems.append(problem) if problem else kept.append(override)
     groups = [_text(o) for o in kept if o.key_or_group in schema.GROUPS]
-    base = _base(tuple(groups))
+    base = _composed(groups)
     good = list(groups)
     for override in kept:
         if _text(override) not in groups:
@@ -94,6 +110,9 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
         if target is None:
             problems.append(f"{group}: has no _target_, so nothing says what it is")
             continue
+        if problem := _kind_problem(group, target):
+            problems.append(problem)
+            continue
         arguments = arguments_of_optimizer(node) if group == "optimizer" else _arguments(target, node)
         found = bind(group, target, arguments, GIVEN if group == "optimizer" else ())
         problems += found
@@ -113,6 +132,17 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
         log_every=config["log_every"], device=device, config=config,
     )  # fmt: skip
     return spec, problems + spec.problems()
+
+
+def _kind_problem(group: str, target: str) -> str | None:
+    """Why a target is not of its group's class; one that cannot be imported is left to `bind`."""
+    try:
+        found = locate(target)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    kind = KINDS[group]
+    fits = isinstance(found, type) and issubclass(found, kind)
+    return None if fits else f"{group}._target_={target}: must be a subclass of {kind.__module__}.{kind.__name__}"
 
 
 def device_of(name: str) -> tuple[torch.device, str | None]:
@@ -141,16 +171,16 @@ def _arguments(target: str, node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "name" or "name" in asked}
 
 
-def _composed(overrides: list[str]) -> DictConfig:
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """To read, not to change: it is kept."""
+    return _compose_once(tuple(overrides))
+
+
+@functools.lru_cache(maxsize=64)  # composing takes 0.1 s; the points of a sweep share their groups
+def _compose_once(overrides: tuple[str, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base=None):
-        return hydra.compose("run", overrides)
-
-
-@functools.lru_cache(maxsize=64)  # composing takes 0.1 s, and the points of a sweep differ in values only
-def _base(groups: tuple[str, ...]) -> DictConfig:
-    """To look keys up in, not to change."""
-    return _composed(list(groups))
+        return hydra.compose("run", list(overrides))
 
 
 def _text(override: Override) -> str:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runners.progress import Live
 from runners.wandb_sink import WandbSink
 from zobench.optim.base import ZOOptimizer
 from zobench.record import FINISHED, Record, RecordError
+from zobench.rows import lost_row, run_row
 from zobench.run import Bench, RunSpec, build, state_bytes
 from zobench.save import save
 from zobench.train import Loop, Observer, record_path
@@ -51,7 +54,13 @@ def execute(spec: RunSpec, command: str, *, quiet: bool = False) -> Outcome:
                     f"runners.replay {path} --save {config['save']} rebuilds that of a zeroth-order run"
                 )
             return Outcome(path, record.rows[-1], True)
-        bench = build(spec)
+        try:
+            bench = build(spec)
+        except torch.OutOfMemoryError as error:  # does not even load: a point of the memory table, not a crash
+            if not record.rows:
+                record.append(run_row(spec, None, command))
+            record.append(lost_row("oom", f"while loading: {str(error).splitlines()[0]}"), sync=True)
+            return Outcome(path, record.rows[-1], False)
         if not quiet:
             print(plan(bench, path, resumes=bool(record.rows)), flush=True)
         live = Live(bool(config["progress"]) and not quiet, spec.task.metric, spec.device)

@@ -9,8 +9,10 @@ complete is not repeated: start the same command again and only what is missing 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -47,6 +49,7 @@ class Done:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a stop by hand
     arguments = sys.argv[1:]
     if any(a in ("-h", "--help") for a in arguments):
         print(__doc__)
@@ -102,12 +105,15 @@ class _Sweep:
         for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read by the workers when they start
             os.environ.setdefault(variable, threads)
         started = time.monotonic()
-        with ProcessPoolExecutor(self._jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and CUDA
+        with ProcessPoolExecutor(self._jobs, mp_context=spawn) as pool:
             try:
                 chosen = self._search(pool, points)
                 for _ in self._all(pool, [_seeded(p, s) for p in chosen for s in self._suite.seeds]):
                     pass
             except KeyboardInterrupt:
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # each writes that it was stopped
                 pool.shutdown(cancel_futures=True)
                 raise
         print(f"{self._n_done} runs, {self._n_failed} without a result, {time.monotonic() - started:.0f} s")
@@ -147,8 +153,37 @@ class _Sweep:
             yield futures[future], done
 
 
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside, a signal stops the run, whose record says so, and then the worker; between runs a worker just ends."""
+    if multiprocessing.parent_process() is None:  # not in a worker
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        del number, frame
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, lambda *_: None)  # Ctrl-C reaches the workers too: one stop is enough
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        os._exit(130)  # the pool would otherwise print a traceback and hand over the next run
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def work(overrides: list[str]) -> Done:
     """One run, in a worker."""
+    with _stoppable():
+        return _work(overrides)
+
+
+def _work(overrides: list[str]) -> Done:
     from runners.execute import execute, summary
     from zobench.models import ModelError
     from zobench.record import RecordError

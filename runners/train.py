@@ -58,8 +58,11 @@ def main() -> None:
     """Check every job of the command line, then hand over to Hydra."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a stop by hand
     try:
-        for overrides in jobs_of(sys.argv[1:]):
-            spec_of(overrides)
+        specs = [spec_of(overrides) for overrides in jobs_of(sys.argv[1:])]
+        if len(specs) > 1 and any(spec.config["save"] is not None for spec in specs):
+            raise ConfigError([f"save={specs[0].config['save']}: {len(specs)} runs would overwrite each other there"])
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ConfigError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)

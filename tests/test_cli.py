@@ -177,13 +177,13 @@ def test_one_run_and_several(lab: Lab, cli: Cli) -> None:
         f"completed: {said}"
     )
 
-    several = cli(train, "-m", *lab.arguments("seed=2,3", "optimizer=zo_sgd,adamw"))
+    several = cli(train, "-m", *lab.arguments("seed=2", "optimizer=zo_sgd,adamw"))
     assert (several.code, several.err) == (0, "")
     assert f"already complete: {said}" in several.out
     lines = several.out.splitlines()
-    assert sum(line.startswith("completed: ") for line in lines) == 3
+    assert sum(line.startswith("completed: ") for line in lines) == 1
     assert "  step        1 forward + 1 backward (3 forwards), batch 8" in lines
-    assert len(list(path.parent.glob("*.jsonl"))) == 4
+    assert len(list(path.parent.glob("*.jsonl"))) == 2
     command = json.loads(path.read_text().splitlines()[0])["command"]
     assert command == "python -m runners.train " + " ".join(lab.arguments("seed=2"))
 

@@ -74,7 +74,7 @@ def test_a_run_completes_and_records_what_it_did(
     assert run["schema"] == 1
     assert run["run_id"] == ran.path.stem
     assert run["suite"] == "runs"
-    assert len(run["git"]["sha"]) == 40
+    assert set(run["git"]) == {"sha", "dirty"}
     assert {"python", "torch", "transformers", "zobench"} <= set(run["versions"])
     assert run["hardware"]["device"] == "cpu"
     assert {split: row["n"] for split, row in run["rows"].items()} == {"train": 64, "dev": 40, "test": 40}
@@ -232,7 +232,7 @@ def test_gradient_checkpointing_changes_no_loss(lab: Lab) -> None:
 
 # ---- resuming -------------------------------------------------------------------------------------------------------
 
-COURSES = {
+COURSES = {  # steps large enough that the last checkpoint is the chosen one
     "fp32": ("precision=fp32",),
     "bf16": ("precision=bf16", "optimizer.lr=1e-3"),
     "bf16_sr": ("precision=bf16_sr",),
@@ -354,13 +354,14 @@ def test_a_trajectory_write_broken_off_and_tried_again_writes_nothing_twice(
         nonlocal calls
         calls += 1
         fsync(file)
-        if calls == 6:  # the flush of step 4: the member is written, the flush not yet over
+        if calls == 5:  # after run row, flush, dev row, test row: the flush of step 4, whose member is written
             raise KeyboardInterrupt
 
     monkeypatch.setattr("zobench.trajectory.os.fsync", interrupted)
     broken = lab.stopped(*ZO)
     assert broken.end["n_step"] == 4
     assert [e.step for e in broken.entries()] == [1, 2, 3, 4, 4]
+    assert set(broken.evals("dev")) == {0}
     _assert_same_course(whole, lab.run(*ZO))
 
 
@@ -423,7 +424,7 @@ def test_a_record_of_other_weights_or_rows_is_not_continued(lab: Lab, fail_once:
 # ---- replay ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fp32", "bf16", "bf16_sr", "bf16_master", "fp16", "sphere-q3", "decay-cosine"])
+@pytest.mark.parametrize("name", ["fp32", "bf16", "bf16_sr", "sphere-q3", "decay-cosine"])
 def test_an_exact_replay_rebuilds_the_chosen_bits(
     lab: Lab, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

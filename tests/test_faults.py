@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import Cli, Lab
 
+from analysis.load import load as load_records
 from runners import execute as execution
 from runners import train as command
 from zobench.objective import TaskObjective
@@ -146,28 +147,23 @@ def test_a_model_that_cannot_be_saved_or_was_not(lab: Lab, cli: Cli, tmp_path: P
 # ---- the record -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda rows: [rows[0], "{not json", *rows[1:]], ", line 2: not JSON; move the file away to run again"),
-        (lambda rows: [rows[0], "[1]", *rows[1:]], ", line 2: not a row of a record; move the file away to run again"),
-        (lambda rows: rows[1:], ", line 1: not a run row; move the file away to run again"),
-        (lambda rows: [json.dumps({**json.loads(rows[0]), "schema": 99})],
-         ": schema 99; this version of zobench reads schema 1"),
-    ],
-    ids=["not-json", "not-a-row", "no-run-row", "foreign-schema"],
-)  # fmt: skip
-def test_a_broken_record_is_named_and_left_as_it_is(
-    lab: Lab, cli: Cli, fail_once: FailOnce, spoil: Callable[[list[str]], list[str]], message: str
-) -> None:
+def test_a_broken_record_is_named_and_left_as_it_is(lab: Lab, cli: Cli, fail_once: FailOnce) -> None:
     fail_once(execution.Live, "step", 6, KeyboardInterrupt())
     path = lab.stopped().path
-    path.write_text("".join(row + "\n" for row in spoil(path.read_text().splitlines())))
-    before = path.read_bytes()
-    for more in ((), ("force=true",)):
-        ran = cli(command, *lab.arguments(), *more)
-        assert (ran.code, ran.out, ran.err) == (1, "", f"error: {path}{message}\n")
-    assert path.read_bytes() == before
+    first, *others = path.read_text().splitlines()
+    foreign = json.dumps({**json.loads(first), "schema": 99})
+    for lines, message in (
+        ([first, "{not json", *others], ", line 2: not JSON; move the file away to run again"),
+        ([first, "[1]", *others], ", line 2: not a row of a record; move the file away to run again"),
+        (others, ", line 1: not a run row; move the file away to run again"),
+        ([foreign, *others], ": schema 99; this version of zobench reads schema 1"),
+    ):
+        text = "".join(line + "\n" for line in lines)
+        path.write_text(text)
+        for more in ((), ("force=true",)):
+            ran = cli(command, *lab.arguments(), *more)
+            assert (ran.code, ran.out, ran.err) == (1, "", f"error: {path}{message}\n")
+        assert path.read_text() == text
 
 
 def test_two_processes_on_one_run(lab: Lab, cli: Cli) -> None:
@@ -292,3 +288,19 @@ def test_an_unforeseen_error_is_recorded_and_the_run_goes_on(lab: Lab, fail_once
     assert (end["status"], end["reason"]) == ("failed", "RuntimeError: the roof fell in")
     assert "Traceback" in end["traceback"]
     assert lab.run().end["metrics"] == whole.end["metrics"]
+
+
+def test_a_model_too_large_to_load_is_a_result(lab: Lab, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 60.00 GiB\nadvice")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zobench.models.CausalLM.load", load)
+        ran = cli(command, *lab.arguments("optimizer=adamw"))
+    path = lab.path("optimizer=adamw")
+    assert ran.code == 0
+    reason = "while loading: CUDA out of memory. Tried to allocate 60.00 GiB"
+    assert ran.out.splitlines()[-1] == f"oom: {reason}  ({path})"
+    records = load_records([path])
+    assert [(run["status"], run["reason"]) for run in records.runs.to_dict("records")] == [("oom", reason)]
+    assert not records.problems

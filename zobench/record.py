@@ -69,6 +69,9 @@ class Record:
         return [found[step] for step in sorted(found)]
 
     def close(self) -> None:
+        """Close the file, and remove it if nothing was ever written to it."""
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a row that could not be written is tried once more; its error is known
             self._file.close()
 

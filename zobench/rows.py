@@ -11,7 +11,7 @@ from zobench import provenance
 from zobench.engine.stream import NOISE_VERSION
 from zobench.objective import Meter
 from zobench.record import SCHEMA
-from zobench.run import Bench
+from zobench.run import Bench, RunSpec
 
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule")
 
@@ -40,18 +40,31 @@ class Window:
         return row
 
 
-def run_row(bench: Bench, command: str) -> dict[str, Any]:
-    """The first row of a record: what the run is, of what, and where it is made."""
-    spec, config = bench.spec, dict(bench.spec.config)
-    n_trainable, n_total = bench.n_parameters
+def run_row(spec: RunSpec, bench: Bench | None, command: str) -> dict[str, Any]:
+    """The first row of a record: what the run is, of what, and where it is made; without what only loading tells if
+    it could not be loaded (``bench`` is None)."""
+    config = dict(spec.config)
+    loaded: dict[str, Any] = {"rows": {}, "source": {}, "params": {}}
+    if bench is not None:
+        n_trainable, n_total = bench.n_parameters
+        loaded = {
+            "rows": bench.rows, "source": bench.source, "params": {"n_trainable": n_trainable, "n_total": n_total},
+            "forwards_per_step": bench.optimizer.forwards_per_step,
+        }  # fmt: skip
     return {
         "kind": "run", "schema": SCHEMA, "run_id": spec.run_id, "suite": Path(config["out"]).name,
         **{group: config[group]["name"] for group in GROUPS},
         "seed": spec.seed, "budget": {"unit": spec.budget.unit, "amount": spec.budget.amount},
         "batch_size": spec.batch_size, "metric": spec.task.metric, "config": config, "command": command,
         "git": provenance.git(), "versions": provenance.versions(), "hardware": provenance.hardware(spec.device),
-        "noise_version": NOISE_VERSION, "rows": bench.rows, "source": bench.source,
-        "params": {"n_trainable": n_trainable, "n_total": n_total},
-        "forwards_per_step": bench.optimizer.forwards_per_step,
+        "noise_version": NOISE_VERSION, **loaded,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def lost_row(status: str, reason: str) -> dict[str, Any]:
+    """The end row of a run that was over before its first step."""
+    return {
+        "kind": "end", "status": status, "reason": reason, "chosen_step": None, "metrics": {}, "start": {},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Protocol
+from abc import ABC, abstractmethod
+from typing import Annotated
 
 from zobench.config import Range
 
 Share = Annotated[float, Range(least=0.0, below=1.0)]
 
 
-class Schedule(Protocol):
+class Schedule(ABC):
     """What the loop multiplies the base lr with."""
 
+    @abstractmethod
     def __call__(self, progress: float) -> float:
         """The factor at ``progress`` in [0, 1]."""
-        ...
 
 
-class Constant:
+class Constant(Schedule):
     """Always 1: what the zeroth-order papers use."""
 
     def __call__(self, progress: float) -> float:
@@ -26,7 +27,7 @@ class Constant:
         return 1.0
 
 
-class Linear:
+class Linear(Schedule):
     """Up from 0 over the share ``warmup``, then down to 0 at the end of the budget."""
 
     def __init__(self, *, warmup: Share) -> None:
@@ -36,7 +37,7 @@ class Linear:
         return _warm(progress, self.warmup) * (1.0 - _after(progress, self.warmup))
 
 
-class Cosine:
+class Cosine(Schedule):
     """Up from 0 over the share ``warmup``, then half a cosine down to 0."""
 
     def __init__(self, *, warmup: Share) -> None:

@@ -103,7 +103,7 @@ class Loop:
         if not self.record.rows:
             if self.trajectory is not None:
                 self.trajectory.restart()  # a trajectory without a record is nobody's
-            self._write(run_row(self.bench, self._command), sync=True)
+            self._write(run_row(self.spec, self.bench, self._command), sync=True)
         else:
             self._resume()
         if isinstance(self.optimizer, ZOOptimizer):
