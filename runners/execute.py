@@ -16,7 +16,7 @@ from zobench.optim.base import ZOOptimizer
 from zobench.record import FINISHED, Record, RecordError
 from zobench.rows import lost_row, run_row
 from zobench.run import Bench, RunSpec, build, state_bytes
-from zobench.save import save
+from zobench.save import check_writable, is_saved, save
 from zobench.train import Loop, Observer, record_path
 from zobench.trajectory import SUFFIX
 
@@ -48,26 +48,29 @@ def execute(spec: RunSpec, command: str, *, quiet: bool = False) -> Outcome:
         record = Record(path)
     try:
         if record.status in FINISHED:
-            if config["save"] is not None and record.status == "completed" and not Path(config["save"]).is_dir():
+            if config["save"] is not None and record.status == "completed" and not is_saved(Path(config["save"])):
                 raise RecordError(
                     f"{path}: the run is complete and its model was not saved; force=true runs it again, "
                     f"runners.replay {path} --save {config['save']} rebuilds that of a zeroth-order run"
                 )
             return Outcome(path, record.rows[-1], True)
+        if config["save"] is not None:
+            check_writable(Path(config["save"]))
         try:
             bench = build(spec)
-        except torch.OutOfMemoryError as error:  # does not even load: a point of the memory table, not a crash
+        except (
+            torch.OutOfMemoryError,
+            MemoryError,
+        ) as error:  # does not even load: a point of the memory table, not a crash
             if not record.rows:
                 record.append(run_row(spec, None, command))
-            record.append(lost_row("oom", f"while loading: {str(error).splitlines()[0]}"), sync=True)
+            record.append(lost_row("oom", f"while loading: {(str(error) or 'no memory').splitlines()[0]}"), sync=True)
             return Outcome(path, record.rows[-1], False)
         if not quiet:
             print(plan(bench, path, resumes=bool(record.rows)), flush=True)
-        live = Live(bool(config["progress"]) and not quiet, spec.task.metric, spec.device)
-        observers: list[Observer] = [live]
         sink = WandbSink(config, spec.run_id) if config["wandb"]["mode"] != "off" else None
-        if sink is not None:
-            observers.append(sink)
+        live = Live(bool(config["progress"]) and not quiet, spec.task.metric, spec.device)
+        observers: list[Observer] = [live] if sink is None else [live, sink]
         try:
             with live:
                 end = Loop(bench, record, command, observers).run()
@@ -124,5 +127,5 @@ def summary(outcome: Outcome, metric: str) -> str:
     done = "already complete" if outcome.repeated else "completed"
     return (
         f"{done}: test {metric} {test:.3f} (start {start:.3f}), dev {dev:.3f} at step {end['chosen_step']}, "
-        f"{end['n_forward']:,} forwards, {end['train_s']:.1f} s of training  ({outcome.path})"
+        f"{end['n_forward'] + 2 * end['n_backward']:,} forwards, {end['train_s']:.1f} s of training  ({outcome.path})"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from zobench.config import Range
+from zobench.config import Range, unknown
 
 SEED = Range(least=0, most=2**32 - 1)
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule", "budget")
@@ -62,7 +63,10 @@ def top_level_problems(config: dict[str, Any]) -> list[str]:
             found.append(f"{f.name}={config[f.name]}: must be {f.metadata['range']}")
     mode = config["wandb"]["mode"]
     if mode not in WANDB_MODES:
-        found.append(f"wandb.mode={mode}: must be one of {', '.join(WANDB_MODES)}")
-    if not Path(config["out"]).name:
-        found.append(f"out={config['out']}: must name a folder for the records")
+        found.append(unknown("wandb.mode", mode, WANDB_MODES))
+    out = Path(config["out"])
+    if not re.fullmatch(r"\w[\w.+-]*", out.name):
+        found.append(f"out={config['out']}: its last part names the suite: letters, digits, '_', '.', '+', '-' alone")
+    elif out.exists() and not out.is_dir():
+        found.append(f"out={config['out']}: is no folder")
     return found

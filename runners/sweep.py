@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ from omegaconf import OmegaConf
 
 from runners.compose import CONF, check, compose, spec_of
 from zobench.config import ConfigError, nearest, unknown
+from zobench.record import FINISHED
 
 SUITES = CONF / "suite"
+TRIES = 3  # of a run whose worker dies
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,15 @@ def sweep(arguments: Sequence[str]) -> int:
     names = sorted(path.stem for path in SUITES.glob("*.yaml"))
     problems = [] if name in names else [unknown("suite", name, names)]
     jobs = own.get("jobs", "1")
-    if not jobs.isdigit() or int(jobs) < 1:
+    if not (jobs.isascii() and jobs.isdigit() and int(jobs) >= 1):
         problems.append(f"jobs={jobs}: must be a whole number >= 1")
     if own.get("dry_run", "false") not in ("true", "false"):
         problems.append(f"dry_run={own['dry_run']}: must be true or false{nearest(own['dry_run'], ['true', 'false'])}")
     if problems:
         raise ConfigError(problems)
     suite = _load(name)
+    if any(a.split("=")[0] == "seed" for a in more):
+        raise ConfigError([f"seed: the suite says its seeds ({suite.seeds}); run one seed with runners.train"])
     kinds = [[f"out=results/{name}", *suite.common, *kind, *more, "progress=false"] for kind in suite.runs]
     points = [_points(kind, bool(suite.tune_seeds)) for kind in kinds]
     _check([point for found in points for point in found])
@@ -105,26 +110,24 @@ class _Sweep:
         for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read by the workers when they start
             os.environ.setdefault(variable, threads)
         started = time.monotonic()
-        spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and CUDA
-        with ProcessPoolExecutor(self._jobs, mp_context=spawn) as pool:
-            try:
-                chosen = self._search(pool, points)
-                for _ in self._all(pool, [_seeded(p, s) for p in chosen for s in self._suite.seeds]):
-                    pass
-            except KeyboardInterrupt:
-                for worker in multiprocessing.active_children():
-                    worker.terminate()  # each writes that it was stopped
-                pool.shutdown(cancel_futures=True)
-                raise
+        chosen = self._search(points)
+        if chosen is None:
+            return 1
+        self._all([_seeded(p, s) for p in chosen for s in self._suite.seeds])
         print(f"{self._n_done} runs, {self._n_failed} without a result, {time.monotonic() - started:.0f} s")
         return 1 if self._n_failed else 0
 
-    def _search(self, pool: ProcessPoolExecutor, points: list[list[list[str]]]) -> list[list[str]]:
-        """The point of each kind with the best mean dev metric over the search's seeds."""
+    def _search(self, points: list[list[list[str]]]) -> list[list[str]] | None:
+        """The point of each kind with the best mean dev metric over the search's seeds; None where a run of the
+        search has no result, since then nothing can be chosen fairly."""
         if not self._suite.tune_seeds:
             return [found[0] for found in points]
-        asked = [_seeded(p, s) for found in points for p in found for s in self._suite.tune_seeds]
-        results = {tuple(overrides): done for overrides, done in self._all(pool, asked)}
+        results = self._all([_seeded(p, s) for found in points for p in found for s in self._suite.tune_seeds])
+        if self._n_failed:
+            print(
+                f"error: {self._n_failed} runs of the search have no result; the same command goes on", file=sys.stderr
+            )
+            return None
         chosen = []
         for found in points:
             merits = [self._merit(point, results) for point in found]
@@ -140,17 +143,41 @@ class _Sweep:
         n = len(devs)
         return sum(d[0] for d in devs if d) / n, sum(d[1] for d in devs if d) / n
 
-    def _all(self, pool: ProcessPoolExecutor, asked: list[list[str]]) -> Iterator[tuple[list[str], Done]]:
-        futures: dict[Future[Done], list[str]] = {pool.submit(work, overrides): overrides for overrides in asked}
-        for future in as_completed(futures):
+    def _all(self, asked: list[list[str]]) -> dict[tuple[str, ...], Done]:
+        """Run all, and again those that the death of a worker broke off, which resume."""
+        results: dict[tuple[str, ...], Done] = {}
+        for attempt in range(1, TRIES + 1):
+            missing = [overrides for overrides in asked if tuple(overrides) not in results]
+            for overrides, done in self._once(missing, last=attempt == TRIES):
+                results[tuple(overrides)] = done
+                self._n_done += 1
+                self._n_failed += done.status not in FINISHED
+                print(f"[{self._n_done}] {_label(overrides)}: {done.line}", flush=True)
+        return results
+
+    def _once(self, asked: list[list[str]], last: bool) -> Iterator[tuple[list[str], Done]]:
+        """The runs that end; those broken off by a dead worker, too, if this try is the last."""
+        if not asked:
+            return
+        spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and CUDA
+        with ProcessPoolExecutor(self._jobs, mp_context=spawn) as pool:
+            futures: dict[Future[Done], list[str]] = {pool.submit(work, overrides): overrides for overrides in asked}
             try:
-                done = future.result()
-            except Exception as error:  # a worker died: its run has no end row and will run again
-                done = Done("failed", f"failed: {type(error).__name__}: {error}")
-            self._n_done += 1
-            self._n_failed += done.status not in ("completed", "diverged", "oom", "skipped")
-            print(f"[{self._n_done}] {_label(futures[future])}: {done.line}", flush=True)
-            yield futures[future], done
+                for future in as_completed(futures):
+                    done: Done | None
+                    try:
+                        done = future.result()
+                    except BrokenProcessPool as error:  # one died, and the pool stops the others
+                        done = Done("failed", f"failed: {error}") if last else None
+                    except Exception as error:
+                        done = Done("failed", f"failed: {type(error).__name__}: {error}")
+                    if done is not None:
+                        yield futures[future], done
+            except KeyboardInterrupt:
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # each writes that it was stopped
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 @contextlib.contextmanager

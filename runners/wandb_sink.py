@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zobench.optim.base import StepInfo
+from zobench.record import RecordError
 
 
 class WandbSink:
@@ -15,7 +16,16 @@ class WandbSink:
     def __init__(self, config: Mapping[str, Any], run_id: str) -> None:
         import wandb
 
-        self._run = wandb.init(
+        mode = config["wandb"]["mode"]
+        try:
+            self._run = self._start(wandb, config, run_id)
+        except Exception as error:  # no key, no network, no rights
+            reason = str(error).strip().splitlines()[0]
+            raise RecordError(f"wandb.mode={mode}: {reason}; log in, or use wandb.mode=offline") from error
+
+    @staticmethod
+    def _start(wandb: Any, config: Mapping[str, Any], run_id: str) -> Any:
+        return wandb.init(
             project=config["wandb"]["project"], mode=config["wandb"]["mode"], id=run_id, name=run_id,
             group=Path(config["out"]).name, config=dict(config), resume="allow", dir=config["out"],
             settings=wandb.Settings(quiet=True),

@@ -188,3 +188,24 @@ def fail_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int, BaseE
         monkeypatch.setattr(owner, name, wrapped)
 
     return arm
+
+
+FailOnce = Callable[[Any, str, int, BaseException], None]
+ZO, LORA, ADAMW = ("optimizer=zo_sgd",), ("optimizer=zo_sgd", "scheme=lora"), ("optimizer=adamw",)
+
+COURSES = {  # steps large enough that the last checkpoint is the chosen one
+    "fp32": ("precision=fp32",),
+    "bf16": ("precision=bf16", "optimizer.lr=1e-3"),
+    "bf16_sr": ("precision=bf16_sr",),
+    "bf16_master": ("precision=bf16_master",),
+    "fp16": ("precision=fp16", "optimizer.lr=1e-3"),
+    "sphere-q3": ("optimizer.distribution=sphere", "optimizer.q=3"),
+    "decay-cosine": ("optimizer.weight_decay=10", "schedule=cosine", "precision=bf16_sr", "optimizer.lr=3e-4"),
+    "one-sided-linear": ("optimizer.sides=one", "schedule=linear", "schedule.warmup=0.3", "precision=bf16_master"),
+    "lora-rademacher": ("scheme=lora", "optimizer.distribution=rademacher", "optimizer.weight_decay=1"),
+}
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    """Equal to the bit."""
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

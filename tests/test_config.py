@@ -117,7 +117,9 @@ def test_names_are_suggested_where_one_is_near() -> None:
 
 ZO = "zobench.optim.zo_sgd.ZOSGD"
 ZO_GIVEN = ("params", "seed", "rounding")
-GOOD_ZO = {"lr": 1e-6, "zo_eps": 1e-3}
+GOOD_ZO = {
+    "lr": 1e-6, "zo_eps": 1e-3, "q": 1, "sides": "two", "distribution": "gaussian", "weight_decay": 0.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,8 @@ def test_an_argument_that_does_not_fit_is_one_line(arguments: dict[str, Any], pr
 
 
 def test_all_problems_come_at_once() -> None:
-    found = bind("optimizer", ZO, {"lr": -1, "q": 0, "zo_epss": 1e-3}, ZO_GIVEN)
+    rest = {name: value for name, value in GOOD_ZO.items() if name not in ("zo_eps", "lr", "q")}
+    found = bind("optimizer", ZO, {**rest, "lr": -1, "q": 0, "zo_epss": 1e-3}, ZO_GIVEN)
     assert found == [
         "optimizer.lr=-1: must be > 0",
         "optimizer.q=0: must be >= 1",
@@ -191,7 +194,7 @@ def test_an_unknown_argument_of_torchs_optimizers_is_suggested_its_nearest() -> 
 
 def test_arguments_of_bases_count_where_a_class_passes_them_on() -> None:
     found = parameters(locate(ZO))
-    assert found["sides"] == (Literal["two", "one"], False)
+    assert found["sides"] == (Literal["two", "one"], True)
     assert found["lr"][1]
     assert not found["q"][1]
     assert "shared" not in found

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Cli, Lab
+from conftest import Cli, FailOnce, Lab
 
 from analysis.load import load as load_records
 from runners import execute as execution
@@ -21,8 +21,6 @@ from runners import train as command
 from zobench.objective import TaskObjective
 from zobench.record import Record, RecordError, read_rows
 from zobench.run import Bench
-
-FailOnce = Callable[[Any, str, int, BaseException], None]
 
 
 @pytest.fixture
@@ -110,8 +108,8 @@ def test_a_folder_that_cannot_be_written(lab: Lab, cli: Cli, tmp_path: Path) -> 
     occupied = tmp_path / "occupied"
     occupied.write_text("")
     ran = cli(command, *lab.arguments(out="occupied"))
-    assert (ran.code, ran.out) == (1, "")
-    assert ran.err == f"error: {lab.path(out='occupied')}: cannot be written (File exists)\n"
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"error: out={occupied}: is no folder\n"
 
 
 def test_a_folder_that_may_not_be_written(lab: Lab) -> None:
@@ -135,7 +133,9 @@ def test_a_model_that_cannot_be_saved_or_was_not(lab: Lab, cli: Cli, tmp_path: P
     (tmp_path / "occupied").write_text("")
     ran = cli(command, *lab.arguments(), f"save={tmp_path / 'occupied'}")
     assert ran.code == 1
-    assert ran.err == f"error: {tmp_path / 'occupied'}: the model cannot be saved (File exists)\n"
+    assert ran.err == f"error: save={tmp_path / 'occupied'}: cannot be written (File exists)\n"
+    assert not lab.path().exists()  # told before anything was trained
+    assert cli(command, *lab.arguments()).code == 0
     again = cli(command, *lab.arguments(), f"save={tmp_path / 'model'}")
     assert again.code == 1
     assert again.err == (

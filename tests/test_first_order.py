@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,6 @@ PRECISIONS = {
     path.stem: Precision(**{k: v for k, v in yaml.safe_load(path.read_text()).items() if k != "_target_"})
     for path in sorted((ROOT / "conf" / "precision").glob("*.yaml"))
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are fastest on one thread, whatever else the machine does."""
-    n_thread = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_thread)
 
 
 class Regression:

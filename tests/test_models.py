@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +36,6 @@ SMALL = {
     "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
 }  # fmt: skip
 YAMLS = sorted((ROOT / "conf" / "model").glob("opt-*.yaml"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are fastest on one thread, whatever else the machine does."""
-    n_thread = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_thread)
 
 
 def _settings(**changes: Any) -> CausalLM:
@@ -408,3 +402,28 @@ def test_a_model_that_scales_or_caps_its_logits_is_refused() -> None:
         _with_plain_logits(Config())
     Config.final_logit_softcapping = None  # type: ignore[assignment]
     assert _with_plain_logits(Config) is Config
+
+
+REVISION = """
+import sys
+from zobench.models import CausalLM
+import torch
+model = CausalLM(name="m", hub="some/model", path=None, weights="pretrained", revision=None, architecture=None,
+                 gradient_checkpointing=False, attention="sdpa")
+print(model.load(torch.device("cpu"), torch.float32, 1).source["revision"])
+"""
+
+
+def test_the_revision_that_the_hub_resolved_is_recorded(tmp_path: Path) -> None:
+    """With a cache as the hub's client leaves it, and no network."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--some--model"
+    shutil.copytree(TINY, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    done = subprocess.run(
+        [sys.executable, "-c", REVISION],
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == commit, done.stderr

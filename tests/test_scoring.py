@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,15 +34,6 @@ MANY = [
 # Some examples of a task may have one-token options only and others not.
 MIXED = [SINGLE[0], MANY[0], MANY[2], SINGLE[2]]
 FAMILIES = ["opt", "opt_projected", "llama", "gpt2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small are fastest on one thread, whatever else the machine does."""
-    n_thread = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_thread)
 
 
 def _model(family: str = "opt", dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:

@@ -93,6 +93,20 @@ def test_cpu_engine_is_the_definition(n: int, distribution: stream.Distribution)
     assert np.array_equal(double.numpy(), expected.astype(np.float64))
 
 
+def test_cpu_engine_gives_the_same_bits_on_any_number_of_threads() -> None:
+    found = []
+    before = torch.get_num_threads()
+    for n_thread in (1, 2):
+        torch.set_num_threads(n_thread)
+        weights = [torch.ones(700_001), torch.ones(5), torch.ones(300_000, dtype=torch.bfloat16)]
+        slots = [Slot(weight, i) for i, weight in enumerate(weights)]
+        key = stream.derive_key(1)
+        CpuEngine().sweep(slots, [Stream(key, 0.1)], 0.9, rounding=stream.derive_key(2))
+        found.append(weights)
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_cpu_engine_sums_streams_and_scales() -> None:
     keys = [stream.derive_key(1, 0, probe) for probe in range(5)]
     weight = torch.ones(1000, dtype=torch.float64)

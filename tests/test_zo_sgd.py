@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,11 @@ def _net(seed: int = 0) -> tuple[nn.Module, Function]:
     return net, Function(net, lambda module: nn.functional.cross_entropy(module(x), y))
 
 
+def _zo_sgd(named: Iterable[tuple[str, Tensor]], **changes: Any) -> ZOSGD:
+    """As conf/optimizer/zo_sgd.yaml has it, with changes."""
+    return ZOSGD(named, **{"q": 1, "sides": "two", "distribution": "gaussian", "weight_decay": 0.0, **changes})
+
+
 def _flat(net: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
@@ -54,7 +60,7 @@ def test_many_directions_approach_the_gradient(sides: str, distribution: str) ->
     gradient = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     before = _flat(net)
     q = 4000
-    optimizer = ZOSGD(net.named_parameters(), lr=1.0, zo_eps=1e-5, q=q, sides=sides, distribution=distribution)
+    optimizer = _zo_sgd(net.named_parameters(), lr=1.0, zo_eps=1e-5, q=q, sides=sides, distribution=distribution)
     optimizer.step(objective)
     optimizer.ledger.home()
     estimate = before - _flat(net)
@@ -68,7 +74,7 @@ def test_one_direction_two_sided_is_ten_lines() -> None:
     net, objective = _net()
     reference, reference_loss = _net()
     lr, eps, decay = 0.05, 1e-3, 0.1
-    optimizer = ZOSGD(net.named_parameters(), lr=lr, zo_eps=eps, weight_decay=decay, seed=9)
+    optimizer = _zo_sgd(net.named_parameters(), lr=lr, zo_eps=eps, weight_decay=decay, seed=9)
     for step in range(20):
         optimizer.step(objective)
         key = stream.derive_key(9, step, 0)
@@ -91,7 +97,7 @@ def test_one_direction_two_sided_is_ten_lines() -> None:
 @pytest.mark.parametrize(("sides", "q", "forwards"), [("two", 1, 2), ("two", 3, 6), ("one", 1, 2), ("one", 5, 6)])
 def test_forwards_per_step(sides: str, q: int, forwards: int) -> None:
     net, objective = _net()
-    optimizer = ZOSGD(net.named_parameters(), lr=1e-3, zo_eps=1e-3, q=q, sides=sides)
+    optimizer = _zo_sgd(net.named_parameters(), lr=1e-3, zo_eps=1e-3, q=q, sides=sides)
     optimizer.step(objective)
     assert objective.n_forward == forwards == optimizer.forwards_per_step
 
@@ -103,7 +109,7 @@ def test_same_seed_same_bits_and_global_rngs_untouched() -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]  # noqa: NPY002
     ends = []
     for net, objective in made:
-        optimizer = ZOSGD(net.named_parameters(), lr=1e-2, zo_eps=1e-3, q=2, seed=3)
+        optimizer = _zo_sgd(net.named_parameters(), lr=1e-2, zo_eps=1e-3, q=2, seed=3)
         for _ in range(10):
             optimizer.step(objective)
         optimizer.ledger.home()
@@ -118,7 +124,7 @@ def test_parameter_order_is_irrelevant() -> None:
     for reverse in (False, True):
         net, objective = _net()
         named = sorted(net.named_parameters(), reverse=reverse)
-        optimizer = ZOSGD(named, lr=1e-2, zo_eps=1e-3, distribution="sphere")
+        optimizer = _zo_sgd(named, lr=1e-2, zo_eps=1e-3, distribution="sphere")
         for _ in range(5):
             optimizer.step(objective)
         optimizer.ledger.home()
@@ -130,7 +136,7 @@ def test_frozen_parameters_stay() -> None:
     net, objective = _net()
     frozen = next(net.parameters()).requires_grad_(False)
     before = frozen.clone()
-    optimizer = ZOSGD(net.named_parameters(), lr=1e-1, zo_eps=1e-3)
+    optimizer = _zo_sgd(net.named_parameters(), lr=1e-1, zo_eps=1e-3)
     optimizer.step(objective)
     optimizer.ledger.home()
     assert torch.equal(frozen, before)
@@ -150,7 +156,7 @@ def test_weights_are_home_after_an_error(how: str, fail_at: int) -> None:
             return value * float("nan")
         return value
 
-    optimizer = ZOSGD(net.named_parameters(), lr=1e-2, zo_eps=1e-3, q=2)
+    optimizer = _zo_sgd(net.named_parameters(), lr=1e-2, zo_eps=1e-3, q=2)
     with pytest.raises(KeyboardInterrupt if how == "raise" else FloatingPointError):
         optimizer.step(failing)  # type: ignore[arg-type]
     assert torch.allclose(_flat(net), before, atol=1e-15)
@@ -161,8 +167,22 @@ def test_weights_are_home_after_an_error(how: str, fail_at: int) -> None:
 def test_bad_arguments_are_all_named() -> None:
     net, _ = _net()
     with pytest.raises(ConfigError) as caught:
-        ZOSGD(net.named_parameters(), lr=-1.0, zo_eps=0.0, q=0, distribution="gausian", weight_decay=-0.1)
+        _zo_sgd(net.named_parameters(), lr=-1.0, zo_eps=0.0, q=0, distribution="gausian", weight_decay=-0.1)
     assert [p.split(":")[0] for p in caught.value.problems] == [
         "lr=-1.0", "zo_eps=0.0", "q=0", "distribution=gausian", "weight_decay=-0.1",
     ]  # fmt: skip
     assert "did you mean gaussian?" in caught.value.problems[3]
+
+
+def test_a_method_that_extends_another_counts_a_step_once() -> None:
+    class Extended(ZOSGD):
+        def step(self, objective: Any) -> Any:
+            return super().step(objective)
+
+    net, objective = _net()
+    optimizer = Extended(
+        net.named_parameters(), lr=1e-3, zo_eps=1e-3, q=1, sides="two", distribution="gaussian", weight_decay=0.0
+    )
+    optimizer.step(objective)
+    assert optimizer.n_step == 1
+    assert objective.n_forward == 2

@@ -172,4 +172,6 @@ def _constructor_problems(key: str, called: Callable[..., Any], arguments: Mappi
         called([torch.nn.Parameter(torch.zeros(1))], **arguments)
     except (ValueError, TypeError, RuntimeError) as error:
         return [f"{key}: {error}"]
+    except Exception as error:  # whatever else a constructor makes of bad arguments
+        return [f"{key}: {called.__name__} cannot be made of {dict(arguments)} ({error})"]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import textwrap
@@ -104,8 +105,7 @@ class CausalLM:
                     output_loading_info=True, ignore_mismatched_sizes=True,
                 )  # fmt: skip
                 _complete(report)
-                commit = getattr(config, "_commit_hash", None)
-                source = {"path": self._path} if self._path else {"hub": self._hub, "revision": commit}
+                source = {"path": self._path} if self._path else {"hub": self._hub, "revision": revision}
         except (torch.OutOfMemoryError, MemoryError):
             raise  # a result, not a broken model
         except Exception as error:  # transformers, the hub and safetensors raise a dozen kinds
@@ -128,10 +128,9 @@ class CausalLM:
         """
         from transformers import AutoTokenizer
 
-        where, revision = self._where
-        if self.weights == "random" and self._path is None:
-            where, revision = str(_folder(TINY_TOKENIZER)), None
         try:
+            stand_in = self.weights == "random" and self._path is None
+            where, revision = (str(_folder(TINY_TOKENIZER)), None) if stand_in else self._where
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
             max_length = int(self._config().max_position_embeddings)
         except Exception as error:  # as in load
@@ -140,11 +139,16 @@ class CausalLM:
             raise ModelError(f"model {self.name}: {where} has no fast tokenizer, which finding option boundaries needs")
         return tokenizer, max_length
 
-    @property
+    @functools.cached_property
     def _where(self) -> tuple[str, str | None]:
+        """Folder, or repository and the commit that its revision stands for now: found once, so that config, weights
+        and tokenizer are of one commit."""
         if self._path is not None:
             return str(_folder(self._path)), None
-        return str(self._hub), self._revision
+        from transformers.utils import cached_file
+
+        config = cached_file(str(self._hub), "config.json", revision=self._revision or "main")
+        return str(self._hub), Path(str(config)).parent.name  # <cache>/models--.../snapshots/<commit>/config.json
 
     def _config(self) -> Any:
         from transformers import AutoConfig
@@ -162,7 +166,9 @@ class CausalLM:
         if self.weights == "random":
             return ModelError(f"model {self.name}: cannot be built ({reason}); check model.architecture")
         hint = "check model.path" if self._path else "go online, log in, or point model.path at a local folder"
-        return ModelError(f"model {self.name}: {self._where[0]} cannot be loaded ({reason}); {hint}")
+        return ModelError(
+            f"model {self.name}: {_folder(self._path) if self._path else self._hub} cannot be loaded ({reason}); {hint}"
+        )
 
 
 def _complete(report: Mapping[str, Any]) -> None:

@@ -14,8 +14,10 @@ from zobench.engine import engine_for
 from zobench.engine.direction import Direction
 from zobench.engine.ledger import Commit, Ledger
 from zobench.engine.slot import Slot, Stream
+from zobench.engine.stream import Distribution as StreamDistribution
 from zobench.evaluate import evaluate
 from zobench.optim.base import ZOOptimizer
+from zobench.provenance import hardware
 from zobench.record import RecordError, read_rows
 from zobench.run import Bench
 from zobench.trajectory import SUFFIX, Entry, apply, read, tensors_hash
@@ -53,6 +55,10 @@ def recorded(path: Path) -> Recorded:
     end = rows[-1] if rows else {}
     if end.get("kind") != "end" or end.get("status") != "completed":
         raise RecordError(f"{path}: not the record of a completed run, so there is no result to confirm")
+    if not {"config", "hardware", "source", "rows"} <= set(rows[0]) or not isinstance(end.get("chosen_step"), int):
+        raise RecordError(f"{path}: lacks what a replay needs (config, hardware, source, rows, chosen_step)")
+    if not {"dev", "test"} <= set(end.get("metrics", {})):
+        raise RecordError(f"{path}: says no metrics to confirm")
     trajectory = path.with_name(path.name.removesuffix(".jsonl") + SUFFIX)
     if not trajectory.exists():
         raise RecordError(f"{trajectory}: not there; only zeroth-order runs leave a trajectory to replay")
@@ -86,9 +92,11 @@ def ideal(bench: Bench, record: Recorded) -> None:
     ledger = _ledger(bench, record)
     for decays in (True, False):
         keep, coefficients = _sum(record.entries, decays)
+        streams = [Stream(z.key, c * ledger.norm(z)) for z, c in coefficients.items()]
+        kinds: list[StreamDistribution] = [z.stream for z in coefficients]
         for slot in ledger.named_slots():
             if (slot.weight.ndim >= 2) == decays:
-                _rebuild(ledger, slot, keep, coefficients)
+                _rebuild(slot, keep, streams, kinds[0] if kinds else "gaussian")
 
 
 def drift(rounded: list[Tensor], exact_sum: list[Tensor], base: list[Tensor]) -> dict[str, float]:
@@ -108,7 +116,8 @@ def drift(rounded: list[Tensor], exact_sum: list[Tensor], base: list[Tensor]) ->
 def confirm(bench: Bench, record: Recorded) -> Confirmation:
     """Evaluate the weights as they are and compare with the record."""
     spec = bench.spec
-    same = record.run["hardware"]["device"] == spec.device.type
+    made, here = record.run["hardware"], hardware(spec.device)
+    same = (made["device"], made["name"]) == (here["device"], here["name"])
     metrics = {
         split: evaluate(bench.scorer, bench.data[split], spec.eval_batch_size, spec.device, bench.pad_id)
         for split in ("dev", "test")
@@ -140,6 +149,9 @@ def check_tensors(bench: Bench, path: Path) -> None:
     assert isinstance(bench.optimizer, ZOOptimizer)
     if header.tensors != tensors_hash(bench.optimizer.ledger):
         raise RecordError(f"{path}: the trajectory is of other tensors than this model and scheme train")
+    ours = bench.spec.seed, bench.optimizer.distribution, bench.spec.precision.rounding
+    if (header.seed, header.distribution, header.rounding) != ours:
+        raise RecordError(f"{path}: the trajectory beside it is of another run ({header})")
 
 
 def _sum(entries: list[Entry], decays: bool) -> tuple[float, dict[Direction, float]]:
@@ -153,13 +165,11 @@ def _sum(entries: list[Entry], decays: bool) -> tuple[float, dict[Direction, flo
     return keep, coefficients
 
 
-def _rebuild(ledger: Ledger, slot: Slot, keep: float, coefficients: dict[Direction, float]) -> None:
+def _rebuild(slot: Slot, keep: float, streams: list[Stream], kind: StreamDistribution) -> None:
     engine = engine_for(slot.weight.device)
     wide = torch.promote_types(slot.weight.dtype, torch.float32)
     total = slot.weight.to(wide, copy=True)
-    streams = [Stream(z.key, c * ledger.norm(z)) for z, c in coefficients.items()]
-    kinds = {z.stream for z in coefficients}
     for start in range(0, len(streams), STREAMS):
         part = streams[start : start + STREAMS]
-        engine.sweep([Slot(total, slot.id)], part, keep if start == 0 else 1.0, next(iter(kinds)))
+        engine.sweep([Slot(total, slot.id)], part, keep if start == 0 else 1.0, kind)
     slot.weight.copy_(total)

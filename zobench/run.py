@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from zobench.budget import Budget
 from zobench.config import issubclass_of_torch_optimizer
-from zobench.engine.stream import generator
+from zobench.engine.stream import BATCHES, generator
 from zobench.models import CausalLM
 from zobench.objective import Meter, TaskObjective
 from zobench.optim.base import ZOOptimizer
@@ -140,8 +140,6 @@ def build(spec: RunSpec) -> Bench:
 
 def batch_indices(seed: int, step: int, size: int, n: int) -> list[int]:
     """Which examples make the minibatch of a step: every example once an epoch, in an order keyed by (seed, epoch)."""
-    from zobench.engine.stream import BATCHES
-
     first = step * size
     found: list[int] = []
     for epoch in range(first // n, (first + size - 1) // n + 1):

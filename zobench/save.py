@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from zobench.record import RecordError
 from zobench.run import Bench
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the folder holds a model or an adapter."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, before a run whose model it is to hold.
+
+    Raises:
+        RecordError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecordError(f"save={folder}: cannot be written ({error.strerror or error})") from error
 
 
 def save(bench: Bench, folder: Path) -> None:

@@ -85,8 +85,8 @@ class Loop:
             return self._finish("completed", None)
         except FloatingPointError as error:
             return self._finish("diverged", str(error))
-        except torch.OutOfMemoryError as error:
-            return self._finish("oom", str(error).splitlines()[0])
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            return self._finish("oom", (str(error) or "no memory").splitlines()[0])
         except KeyboardInterrupt:
             self._finish("preempted", "interrupted")
             raise
@@ -229,10 +229,10 @@ class Loop:
 
     def _resume(self) -> None:
         """Replay the trajectory, so that the run goes on as if it had not broken off."""
-        first = self.record.rows[0]
-        for what, ours in (("weights", self.bench.source["fingerprint"]), ("rows", self.bench.rows)):
-            theirs = first["source"]["fingerprint"] if what == "weights" else first["rows"]
-            if ours != theirs:
+        made = self.record.rows[0]
+        ours, theirs = self.bench.source["fingerprint"], made["source"].get("fingerprint")
+        for what, same in (("weights", ours == theirs), ("rows", self.bench.rows == made["rows"])):
+            if not same:
                 raise RecordError(
                     f"{self.record.path}: was made with other {what} than these; move it away or use another out"
                 )
@@ -243,6 +243,8 @@ class Loop:
             reached = {e.step for e in entries if e.evaluation}
             dev = [row for row in dev if row["step"] in reached]
         self.dev = dev
+        if any(row["metrics"]["loss"] is None for row in dev):  # broken off right before the end row that this leads to
+            raise FloatingPointError("dev loss not finite")
         best = max(dev, key=lambda r: _merit(r, self.spec.task.metric)) if dev else None
         if isinstance(self.optimizer, ZOOptimizer):
             for entry in entries:

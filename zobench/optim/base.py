@@ -67,9 +67,9 @@ class ZOOptimizer(Optimizer):
         *,
         lr: Positive,
         zo_eps: Positive,
-        q: Count = 1,
-        distribution: Distribution = "gaussian",
-        weight_decay: NonNegative = 0.0,
+        q: Count,
+        distribution: Distribution,
+        weight_decay: NonNegative,
         seed: int = 0,
         rounding: Rounding = "nearest",
     ) -> None:
@@ -80,6 +80,7 @@ class ZOOptimizer(Optimizer):
         named = [(name, p) for name, p in params if p.requires_grad]
         self.ledger = Ledger(named, seed=seed, rounding=rounding)
         super().__init__(named, {"lr": lr, "weight_decay": weight_decay, "n_step": 0})
+        self._stepping = False
         self.zo_eps, self.q, self.distribution, self.seed = zo_eps, q, distribution, seed
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -156,12 +157,17 @@ def _finite(estimate: Estimate) -> Estimate:
 def _home_on_error(step: Callable[..., StepInfo]) -> Callable[..., StepInfo]:
     @functools.wraps(step)
     def wrapped(self: ZOOptimizer, *args: Any, **kwargs: Any) -> StepInfo:
+        if self._stepping:  # a method that extends another's step: the outer one counts
+            return step(self, *args, **kwargs)
+        self._stepping = True
         try:
             info = step(self, *args, **kwargs)
         except BaseException:
             self.ledger.on_op = None  # a broken step is no part of the trajectory
             self.ledger.home()
             raise
+        finally:
+            self._stepping = False
         self.n_step += 1
         return info
 

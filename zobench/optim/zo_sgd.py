@@ -30,7 +30,7 @@ class ZOSGD(ZOOptimizer):
         self,
         params: Iterable[tuple[str, Tensor]],
         *,
-        sides: Literal["two", "one"] = "two",
+        sides: Literal["two", "one"],
         **shared: Any,
     ) -> None:
         super().__init__(params, **shared)

@@ -55,7 +55,7 @@ class Task(ABC):
         n_train: Annotated[int, Range(least=1)],
         n_dev: Annotated[int, Range(least=1)],
         n_test: Annotated[int, Range(least=1)],
-        data_seed: Annotated[int, Range(least=0)],
+        data_seed: Annotated[int, Range(least=0, most=2**32 - 1)],
     ) -> None:
         self.name = name
         self.sizes: dict[Split, int] = {"train": n_train, "dev": n_dev, "test": n_test}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ class SentenceClassification(Task):
             raise DataError(f"{self._repo}/{self._config}, {error}") from error
 
     def problems(self) -> list[str]:
+        found = []
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(self._prompt) if field is not None]
+        except ValueError:
+            fields = []
+        if fields != ["text"]:
+            found.append(f"task.prompt={self._prompt}: must hold {{text}} once, and no other braces")
         if self._root is not None and not Path(self._root).is_dir():
-            return [f"data.root={self._root}: no such folder"]
-        return []
+            found.append(f"data.root={self._root}: no such folder")
+        return found
