@@ -196,7 +196,7 @@ def test_arguments_of_bases_count_where_a_class_passes_them_on() -> None:
     found = parameters(locate(ZO))
     assert found["sides"] == (Literal["two", "one"], True)
     assert found["lr"][1]
-    assert not found["q"][1]
+    assert not found["seed"][1]
     assert "shared" not in found
     task = parameters(locate("zobench.tasks.classify.SentenceClassification"))
     assert {"repo", "words", "n_train", "data_seed"} <= task.keys()
