@@ -49,7 +49,7 @@ types: setup ## mypy, strict
 check: lint types test ## all that CI checks: lint, types, tests, and the demo's path in small
 	@rm -rf $(CHECKED)
 	@$(PY) -m runners.sweep suite=demo jobs=$(JOBS) out=$(CHECKED) budget.amount=60 budget.n_eval=1 task.n_dev=50 task.n_test=50
-	@$(PY) -m analysis.build --records $(CHECKED)
+	@$(PY) -m analysis.build --records $(CHECKED) --out $(dir $(CHECKED))
 	@$(PY) -m runners.replay $$(ls $(CHECKED)/zo_sgd-toy-tiny-full-*-s1-*.jsonl)
 
 tables: setup ## regenerate tables and plots of every suite from its records
