@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from zobench.engine.direction import Direction
-from zobench.engine.ledger import Commit, Ledger, Move, Op, Rounding
+from zobench.engine.ledger import Ledger
+from zobench.engine.ops import Commit, Move, Op, Rounding
 
 Z = [Direction(1, step, 0) for step in range(4)]
 

@@ -117,7 +117,7 @@ def test_cpu_engine_sums_streams_and_scales() -> None:
 
 def test_stochastic_rounding_uses_the_keyed_bits_and_is_unbiased() -> None:
     key = stream.derive_key(5, 6, 0, stream.ROUNDING)
-    bits = stream.rounding_bits(key, 9, N)
+    bits = stream.bits(key, 9, N)
     weight = torch.full((N,), 1.0, dtype=torch.bfloat16)
     CpuEngine().sweep([Slot(weight, 9)], [], 1.0 + 2.0**-9, rounding=key)  # a quarter of the way to the next bfloat16
     expected = (np.float32(1.0 + 2.0**-9).view(np.uint32) + bits) >> np.uint32(16)

@@ -10,16 +10,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numba
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from zobench.engine import stream
-from zobench.engine.slot import Slot, Stream
+from zobench.engine.rules import Rule, reference
+from zobench.engine.slot import Keep, Slot, Stream
 from zobench.engine.stream import Distribution, Key
 
 CHUNK = 1 << 18  # elements of scratch: 1 MiB of float32, fits the cache; a multiple of 8 so chunks start on a counter
@@ -28,6 +28,7 @@ M0, M1, W0, W1 = (np.uint64(x) for x in (stream.M0, stream.M1, stream.W0, stream
 MASK, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 ROUNDS = stream.ROUNDS
 RADIUS, TRIG = stream.tables()
+_NATIVE = (torch.float32, torch.float64)  # dtypes that numba sweeps as they are
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
@@ -107,6 +108,18 @@ def _squared_norm(n: int, lo: Any, hi: Any, k0: Any, k1: Any, radius: Any, trig:
     return total
 
 
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _below(out: Any, first: int, lo: Any, hi: Any, k0: Any, k1: Any, limit: int) -> None:
+    """out (uint8) <- whether the 16 bits of an element are below the limit."""
+    n = out.shape[0]
+    for block in range((n + 7) // 8):
+        words = _philox(np.uint64(first + block), lo, hi, k0, k1)
+        for j in range(8):
+            i = 8 * block + j
+            if i < n:
+                out[i] = np.int64((words[j // 2] >> np.uint64(16 * (j % 2))) & np.uint64(0xFFFF)) < limit
+
+
 @functools.cache
 def _pool(n_thread: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_thread)
@@ -143,37 +156,41 @@ class CpuEngine:
         scale: float = 1.0,
         distribution: Distribution = "gaussian",
         rounding: Key | None = None,
+        rule: Rule | None = None,
+        keep: Keep | None = None,
     ) -> None:
-        keys, coefs = _arrays(streams, [s.coef for s in streams])
+        commits = _Streams([s for s in streams if s.commit != 0.0], "commit", distribution)
+        moves = _Streams([s for s in streams if s.coef != 0.0], "coef", distribution)
 
         def part(slot: Slot, start: int) -> None:
-            weight = _flat(slot.weight)[start : start + CHUNK]
-            in_place = weight.dtype in (torch.float32, torch.float64)
-            values = weight if in_place else weight.float()
-            _add(values, start, slot.id, scale, keys, coefs, distribution)
-            if rounding is not None and not in_place:
+            def chunk(tensor: Tensor) -> Tensor:
+                return _flat(tensor)[start : start + CHUNK]
+
+            weight = chunk(slot.weight)
+            theta = weight if slot.master is None else chunk(slot.master)
+            if keep is None and slot.bits is None and theta is weight and theta.dtype in _NATIVE:
+                values = weight  # in place, in one pass
+            else:
+                values = theta.to(torch.promote_types(theta.dtype, torch.float32), copy=True)
+            states = [chunk(state) for state in slot.states]
+            chosen = _chosen(slot, start, weight.numel(), keep)
+            before = [state.clone() for state in states] if chosen is not None and rule is not None else []
+            if rule is None:
+                commits.add_to(values, start, slot.id, scale)
+            else:
+                g = commits.add_to(torch.zeros_like(values), start, slot.id, 1.0)
+                _apply(rule, values, g, scale, states)
+            if slot.master is not None and (scale != 1.0 or commits.any or rule is not None):
+                theta.copy_(values if chosen is None else torch.where(chosen, values, theta))
+            moves.add_to(values, start, slot.id, 1.0)
+            if chosen is not None:
+                for state, old in zip(states, before, strict=False):
+                    state.copy_(torch.where(chosen, state, old))
+                values = torch.where(chosen, values, weight.to(values.dtype))
+            if rounding is not None and weight.dtype not in _NATIVE:
                 _store_stochastic(values, weight, start, slot.id, rounding)
-            elif not in_place:
+            elif values is not weight:
                 weight.copy_(values)
-
-        _in_parts(part, slots)
-
-    def sweep_master(
-        self, slots: list[Slot], streams: list[Stream], scale: float = 1.0, distribution: Distribution = "gaussian"
-    ) -> None:
-        commits = [s for s in streams if s.commit != 0.0]
-        moves = [s for s in streams if s.coef != 0.0]
-        commit_keys, commit_coefs = _arrays(commits, [s.commit for s in commits])
-        keys, coefs = _arrays(moves, [s.coef for s in moves])
-
-        def part(slot: Slot, start: int) -> None:
-            assert slot.master is not None
-            master = _flat(slot.master)[start : start + CHUNK]
-            if scale != 1.0 or commits:
-                _add(master, start, slot.id, scale, commit_keys, commit_coefs, distribution)
-            values = master.clone()
-            _add(values, start, slot.id, 1.0, keys, coefs, distribution)
-            _flat(slot.weight)[start : start + CHUNK].copy_(values)
 
         _in_parts(part, slots)
 
@@ -182,25 +199,42 @@ class CpuEngine:
         return sum(float(_squared_norm(s.weight.numel(), *_halves(s.id), k0, k1, RADIUS, TRIG)) for s in slots)
 
 
-def _arrays(streams: list[Stream], coefs: list[float]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64]]:
-    keys = np.array([s.key for s in streams], dtype=np.uint64).reshape(-1, 2)
-    return keys, np.array(coefs, dtype=np.float64)
+class _Streams:
+    """Some streams with one of their two coefficients."""
+
+    def __init__(self, streams: list[Stream], which: Literal["coef", "commit"], distribution: Distribution) -> None:
+        self._keys = np.array([s.key for s in streams], dtype=np.uint64).reshape(-1, 2)
+        self._coefs = np.array([getattr(s, which) for s in streams], dtype=np.float64)
+        self._rademacher = distribution == "rademacher"
+        self.any = bool(streams)
+
+    def add_to(self, values: Tensor, start: int, tensor: int, scale: float) -> Tensor:
+        """values <- scale values + sum_j coefficient_j z_j, for elements ``start`` on of the tensor."""
+        if self.any or scale != 1.0:
+            real = np.float64 if values.dtype == torch.float64 else np.float32
+            _accumulate(
+                values.numpy(), start // 8, *_halves(tensor), real(scale), self._keys, self._coefs.astype(real),
+                self._rademacher, RADIUS, TRIG,
+            )  # fmt: skip
+        return values
 
 
-def _add(
-    flat: Tensor,
-    start: int,
-    tensor: int,
-    scale: float,
-    keys: npt.NDArray[np.uint64],
-    coefs: npt.NDArray[np.float64],
-    distribution: Distribution,
-) -> None:
-    real = np.float64 if flat.dtype == torch.float64 else np.float32
-    _accumulate(
-        flat.numpy(), start // 8, *_halves(tensor), real(scale), keys, coefs.astype(real),
-        distribution == "rademacher", RADIUS, TRIG,
-    )  # fmt: skip
+def _apply(rule: Rule, values: Tensor, g: Tensor, scale: float, states: list[Tensor]) -> None:
+    """values <- scale values + f(g)."""
+    values.mul_(scale).add_(reference(rule, g, tuple(states)))
+
+
+def _chosen(slot: Slot, start: int, n: int, keep: Keep | None) -> Tensor | None:
+    """(n,) bool, which elements of a chunk take part; None for all."""
+    if keep is not None:
+        found = np.empty(n, dtype=np.uint8)
+        _below(found, start // 8, *_halves(slot.id), np.uint64(keep.key[0]), np.uint64(keep.key[1]), keep.below)
+        return torch.from_numpy(found).bool()
+    if slot.bits is None:
+        return None
+    packed = slot.bits[start // 8 : -(-(start + n) // 8)]
+    shifts = torch.arange(8, dtype=torch.uint8)
+    return ((packed[:, None] >> shifts) & 1).bool().view(-1)[:n]
 
 
 def _store_stochastic(scratch: Tensor, part: Tensor, start: int, tensor: int, key: Key) -> None:

@@ -4,53 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from zobench.engine import engine_for
-from zobench.engine.direction import Direction
-from zobench.engine.slot import Engine, Slot, Stream
-from zobench.engine.stream import ROUNDING, Key, derive_key, tensor_id
+from zobench.engine import engine_for, masks
+from zobench.engine.coordinates import nudge
+from zobench.engine.direction import Coordinate, Direction, Mask
+from zobench.engine.groups import Group, exchange, groups_of, slots_of, with_bits
+from zobench.engine.ops import Axis, Commit, Copied, Move, Op, Point, Rounding
+from zobench.engine.rules import Rule
+from zobench.engine.slot import Slot, Stream
+from zobench.engine.stream import ROUNDING, derive_key, tensor_id
+from zobench.engine.stream import Distribution as StreamDistribution
 
 NORMS_KEPT = 1024  # norms of sphere directions: more than the probes of a step, so each is computed once
-
-Point = Mapping[Direction, float]  # the displacement sum_j c_j z_j from theta
-Rounding = Literal["nearest", "stochastic", "master"]
-
-
-@dataclass(frozen=True)
-class Move:
-    """The weights went to theta + sum_j point_j z_j."""
-
-    point: Point
-
-
-@dataclass(frozen=True)
-class Commit:
-    """theta became (1 - decay) theta + sum_j point_j z_j; no weight was touched."""
-
-    point: Point
-    decay: float
-
-
-Op = Move | Commit
-
-
-@dataclass
-class _Group:
-    """Tensors that share one affine position: weight = scale * theta + sum_j offsets_j z_j.
-
-    With master weights, what is pending instead: master_next = scale * master + sum_j offsets_j z_j.
-    """
-
-    slots: list[Slot]
-    decays: bool
-    engine: Engine
-    scale: float = 1.0
-    offsets: dict[Direction, float] = field(default_factory=dict)
 
 
 class Ledger:
@@ -67,7 +36,11 @@ class Ledger:
             in half precision; in float32 within a few ulp). ``stochastic``: the same with keyed stochastic rounding,
             bfloat16 only. ``master``: weights are recomputed from a float32 master copy at theta, which only commits
             change, so coming home is exact.
-        on_op: called with each `Move` and `Commit`, for the trajectory.
+        blocks: number of the block of each tensor, by name; without it all are block 0. Only the tensors of the blocks
+            that a direction touches are swept for it.
+        n_state: states of each tensor that commits with a `Rule` need, each of its size.
+        decays: whether commits may have a decay; without, tensors of all shapes are swept together.
+        on_op: called with each `Op`, for the trajectory.
 
     Raises:
         ValueError: no tensors, two of one name, a tensor that cannot be swept, or rounding unfit for its dtype.
@@ -79,40 +52,50 @@ class Ledger:
         *,
         seed: int = 0,
         rounding: Rounding = "nearest",
+        blocks: Mapping[str, int] | None = None,
+        n_state: int = 0,
+        decays: bool = True,
         on_op: Callable[[Op], None] | None = None,
     ) -> None:
         self.rounding: Rounding = rounding
         self.on_op = on_op
         self.n_sweep = 0
         self._seed = seed
-        self._position: dict[Direction, float] = {}  # of the weights, from theta with all commits but the pending ones
+        self._mask: Mask | None = None
+        self._decays = decays
         self._norms: dict[Direction, float] = {}
-        self._groups = _groups(_slots(named, rounding))
+        self._snapshot: dict[int, list[Tensor]] = {}
+        self.swapped = False
+        self._groups = groups_of(slots_of(named, rounding, n_state), blocks, decays)
         self.n_element = sum(slot.weight.numel() for group in self._groups for slot in group.slots)
 
     def move_to(self, point: Point) -> None:
         """One fused sweep to theta + sum_j point_j z_j; none when the weights are there already."""
         target = {z: c for z, c in point.items() if c != 0.0}
-        moved = False
-        for group in self._groups:
-            moved = (self._from_master if self.rounding == "master" else self._in_place)(group, target) or moved
-            group.scale, group.offsets = 1.0, {} if self.rounding == "master" else dict(target)
-        self._position = target
-        if moved:
-            self.n_sweep += 1
-            if self.on_op is not None:
-                self.on_op(Move(target))
+        self._adopt(target)
+        if self._sweep(target) and self.on_op is not None:
+            self.on_op(Move(target))
 
-    def commit(self, point: Point, decay: float = 0.0) -> None:
-        """theta <- (1 - decay) theta + sum_j point_j z_j. ``decay`` acts on tensors of two or more dimensions only.
+    def commit(
+        self, point: Point, decay: float = 0.0, rule: Rule | None = None, blocks: tuple[int, ...] | None = None
+    ) -> None:
+        """theta <- (1 - decay) theta + sum_j point_j z_j on the tensors of ``blocks`` (None is all), or with a rule
+        (1 - decay) theta + f(sum_j point_j z_j). ``decay`` acts on tensors of two or more dimensions only.
 
         Raises:
             FloatingPointError: a coefficient is not finite; theta is as it was.
         """
-        bad = {z: c for z, c in point.items() if not math.isfinite(c)}
-        if bad or not math.isfinite(decay) or decay >= 1.0:
-            raise FloatingPointError(f"update with coefficients {list(bad.values())} and decay {decay} refused")
+        finite = all(map(math.isfinite, point.values())) and math.isfinite(decay) and (rule is None or rule.finite)
+        if decay != 0.0 and not self._decays:
+            raise ValueError(f"decay {decay}: this ledger was made for none")
+        if not finite or decay >= 1.0:
+            raise FloatingPointError(f"update with coefficients {list(point.values())} and decay {decay} refused")
+        self._adopt(point)
+        if any(group.rule is not None for group in self._groups):
+            self._sweep({})
         for group in self._groups:
+            if blocks is not None and group.block not in blocks:
+                continue
             keep = 1.0 - decay if group.decays else 1.0
             if self.rounding == "master":
                 group.scale *= keep
@@ -121,86 +104,135 @@ class Ledger:
             else:
                 group.scale /= keep
                 factor = -group.scale
-            for z, c in point.items():
+            here = {z: c for z, c in point.items() if group.touched(z)}
+            if rule is not None:
+                group.rule, group.moved = rule, here
+                continue
+            for z, c in here.items():
                 group.offsets[z] = group.offsets.get(z, 0.0) + factor * c
         if self.on_op is not None:
-            self.on_op(Commit(dict(point), decay))
+            self.on_op(Commit(dict(point), decay, rule, blocks))
 
     def home(self) -> None:
         """All tensors at theta, to the rounding of the precision mode."""
         self.move_to({})
 
+    def copy(self, what: Literal["snapshot", "swap"]) -> None:
+        """``snapshot``: keep a copy of theta (of the size of the weights and masters). ``swap``: theta and the copy
+        change places, so that moves and commits are of the other one. Goes home first.
+
+        Raises:
+            KeyError: a swap without a snapshot.
+        """
+        self.home()
+        for slot in self.named_slots():
+            own = [slot.weight] if slot.master is None else [slot.weight, slot.master]
+            if what == "snapshot":
+                if slot.id not in self._snapshot:
+                    self._snapshot[slot.id] = [torch.empty_like(t) for t in own]
+                for copy, tensor in zip(self._snapshot[slot.id], own, strict=True):
+                    copy.copy_(tensor)
+            else:
+                for copy, tensor in zip(self._snapshot[slot.id], own, strict=True):
+                    exchange(copy, tensor)
+        self.swapped = self.swapped != (what == "swap")
+        if self.on_op is not None:
+            self.on_op(Copied(what))
+
+    def fill(self, name: str, z: Direction, out: Tensor) -> None:
+        """out <- z on one tensor, without the mask: ``out`` has the tensor's shape and device, and any float dtype."""
+        total = out.zero_()
+        slot = Slot(total, tensor_id(name))
+        engine_for(out.device).sweep([slot], [Stream(z.key, self.norm(z))], 1.0, z.stream)
+
     @property
     def at_home(self) -> bool:
-        return not self._position and all(g.scale == 1.0 and not g.offsets for g in self._groups)
+        return not self.swapped and all(group.at({}, self.rounding == "master") for group in self._groups)
+
+    @property
+    def block_slots(self) -> dict[int, list[Slot]]:
+        """The slots of each block."""
+        found: dict[int, list[Slot]] = {}
+        for group in self._groups:
+            found.setdefault(group.block, []).extend(group.slots)
+        return found
 
     def named_slots(self) -> list[Slot]:
         """All slots, in the order of their ids."""
         return sorted((s for g in self._groups for s in g.slots), key=lambda s: s.id)
-
-    def _in_place(self, group: _Group, target: dict[Direction, float]) -> bool:
-        back = 1.0 / group.scale
-        coefs = {z: target.get(z, 0.0) - back * group.offsets.get(z, 0.0) for z in {**group.offsets, **target}}
-        coefs = {z: c for z, c in coefs.items() if c != 0.0}
-        if back == 1.0 and not coefs:
-            return False
-        streams = [Stream(z.key, c * self.norm(z)) for z, c in coefs.items()]
-        bits: Key | None = None
-        if self.rounding == "stochastic":
-            bits = derive_key(self._seed, self.n_sweep, 0, ROUNDING)
-        group.engine.sweep(group.slots, streams, back, _distribution(coefs), bits)
-        return True
-
-    def _from_master(self, group: _Group, target: dict[Direction, float]) -> bool:
-        if group.scale == 1.0 and not any(group.offsets.values()) and target == self._position:
-            return False
-        streams = [
-            Stream(z.key, target.get(z, 0.0) * self.norm(z), group.offsets.get(z, 0.0) * self.norm(z))
-            for z in {**group.offsets, **target}
-        ]
-        group.engine.sweep_master(group.slots, streams, group.scale, _distribution({**group.offsets, **target}))
-        return True
 
     def norm(self, z: Direction) -> float:
         """What the stream of z is multiplied with: sqrt(d) / |gaussian| on the sphere, else 1."""
         if z.distribution != "sphere":
             return 1.0
         if z not in self._norms:
-            total = math.fsum(group.engine.squared_norm(group.slots, z.key) for group in self._groups)
+            groups = [group for group in self._groups if z.touches(group.block)]
+            total = math.fsum(group.engine.squared_norm(group.slots, z.key) for group in groups)
             while len(self._norms) >= NORMS_KEPT:
                 self._norms.pop(next(iter(self._norms)))
-            self._norms[z] = math.sqrt(self.n_element / total)
+            self._norms[z] = math.sqrt(sum(s.weight.numel() for g in groups for s in g.slots) / total)
         return self._norms[z]
 
+    def _adopt(self, point: Point) -> None:
+        """One mask holds at a time: before another one comes, the weights go home under the old one."""
+        found = {z.mask if isinstance(z, Direction) else None for z in point}
+        if not found or found == {self._mask}:
+            return
+        if len(found) > 1:
+            raise ValueError(f"one point cannot have the masks {found}")
+        self._sweep({})
+        self._mask = found.pop()
+        stored = self._mask is not None and self._mask.keep is None
+        for group in self._groups:
+            group.slots = [with_bits(slot, stored) for slot in group.slots]
+        if self._mask is not None and stored:
+            slots = self.named_slots()
+            together = [slots] if self._mask.scope == "global" else [[slot] for slot in slots]
+            masks.fill(together, 1.0 - self._mask.sparsity, self._mask.kind == "magnitude_small")
 
-def _distribution(directions: Mapping[Direction, float]) -> Literal["gaussian", "rademacher"]:
+    def _sweep(self, target: dict[Axis, float]) -> bool:
+        """Whether any weight moved."""
+        moved = False
+        for group in self._groups:
+            here = {z: c for z, c in target.items() if group.touched(z)}
+            master = self.rounding == "master"
+            if group.at(here, master):
+                continue
+            moved = True
+            (self._from_master if master else self._in_place)(group, here)
+            group.scale, group.offsets = 1.0, {} if master else dict(here)
+            group.rule, group.moved, group.position = None, {}, here
+        self.n_sweep += moved
+        return moved
+
+    def _in_place(self, group: Group, target: dict[Axis, float]) -> None:
+        back = 1.0 / group.scale
+        coefs = {z: target.get(z, 0.0) - back * group.offsets.get(z, 0.0) for z in {**group.offsets, **target}}
+        self._add(group, {z: c for z, c in coefs.items() if c != 0.0}, group.moved, back)
+
+    def _from_master(self, group: Group, target: dict[Axis, float]) -> None:
+        nudged = {z for z in group.position if isinstance(z, Coordinate)}  # to be written even when not named any more
+        coefs: dict[Axis, float] = {**dict.fromkeys(nudged, 0.0), **target}
+        self._add(group, coefs, group.moved if group.rule is not None else group.offsets, group.scale)
+
+    def _add(self, group: Group, coefs: dict[Axis, float], commits: dict[Axis, float], scale: float) -> None:
+        """One sweep: theta <- scale theta + (g, or f(g)); weight <- theta + sum_j coefs_j z_j."""
+        directions = [z for z in {**commits, **coefs} if isinstance(z, Direction)]
+        left = any(isinstance(z, Direction) for z in group.position)
+        if directions or scale != 1.0 or group.rule is not None or (self.rounding == "master" and left):
+            streams = [Stream(z.key, coefs.get(z, 0.0) * self.norm(z), commits.get(z, 0.0) * self.norm(z))
+                       for z in directions]  # fmt: skip
+            bits = derive_key(self._seed, self.n_sweep, 0, ROUNDING) if self.rounding == "stochastic" else None
+            keep = self._mask.keep if self._mask is not None else None
+            group.engine.sweep(group.slots, streams, scale, _distribution(directions), bits, group.rule, keep)
+        single = {z: c for z, c in coefs.items() if isinstance(z, Coordinate)}
+        steps = {z: c for z, c in commits.items() if isinstance(z, Coordinate)}
+        if single or steps:
+            nudge(group.slots, single, steps)
+
+
+def _distribution(directions: list[Direction]) -> StreamDistribution:
     streams = {z.stream for z in directions}
     if len(streams) > 1:
         raise ValueError(f"one sweep cannot mix the distributions {sorted(streams)}")
     return streams.pop() if streams else "gaussian"
-
-
-def _slots(named: Iterable[tuple[str, Tensor]], rounding: Rounding) -> list[Slot]:
-    slots: dict[int, tuple[str, Slot]] = {}
-    for name, weight in named:
-        if rounding == "stochastic" and weight.dtype != torch.bfloat16:
-            raise ValueError(f"stochastic rounding needs bfloat16 weights, but {name} is {weight.dtype}")
-        if not weight.is_floating_point() or not weight.is_contiguous():
-            raise ValueError(f"{name} ({weight.dtype}, shape {tuple(weight.shape)}): need a contiguous float tensor")
-        key = tensor_id(name)
-        if key in slots:
-            raise ValueError(f"two trainable tensors share the noise of one name: {slots[key][0]} and {name}")
-        master = weight.detach().to(torch.float32, copy=True) if rounding == "master" else None
-        slots[key] = name, Slot(weight.detach(), key, master)
-    if not slots:
-        raise ValueError("no trainable tensors")
-    return [slots[key][1] for key in sorted(slots)]
-
-
-def _groups(slots: list[Slot]) -> list[_Group]:
-    """By device kind and by whether weight decay acts (matrices, not biases and norms, as in MeZO)."""
-    kinds = {(slot.weight.device.type, slot.weight.ndim >= 2): slot.weight.device for slot in slots}
-    return [
-        _Group([s for s in slots if (s.weight.device.type, s.weight.ndim >= 2) == kind], kind[1], engine_for(device))
-        for kind, device in kinds.items()
-    ]

@@ -1,4 +1,4 @@
-"""What a sweep moves: tensors with their noise ids, and the streams added to them."""
+"""What a sweep moves: tensors with their noise ids, the streams added to them, and which elements take part."""
 
 from __future__ import annotations
 
@@ -7,26 +7,42 @@ from typing import Protocol
 
 from torch import Tensor
 
+from zobench.engine.rules import Rule
 from zobench.engine.stream import Distribution, Key
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One trainable tensor. ``weight``: contiguous, any float dtype; ``id``: `stream.tensor_id` of its name;
-    ``master``: float32 copy at theta, same shape and device, or None."""
+    """One trainable tensor.
+
+    weight: contiguous, any float dtype. id: `stream.tensor_id` of its name. master: float32 copy at theta, same shape
+    and device, or None. states: of a `Rule`, each of the weight's shape and device, float32 (float64 for float64
+    weights). bits: which elements a stored mask keeps, (ceil(numel / 8),) uint8, element i at bit i % 8 of byte i // 8,
+    or None.
+    """
 
     weight: Tensor
     id: int
     master: Tensor | None = None
+    states: tuple[Tensor, ...] = ()
+    bits: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Stream:
-    """z of ``key``, added ``coef`` times. With master weights, ``commit`` z are added to the master first."""
+    """z of ``key``: ``commit`` of it go into g, ``coef`` of it are added to the weight afterwards."""
 
     key: Key
     coef: float
     commit: float = 0.0
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A random mask: kept are the elements whose 16 bits of ``key`` are below ``below``, of 65536."""
+
+    key: Key
+    below: int
 
 
 class Engine(Protocol):
@@ -39,22 +55,18 @@ class Engine(Protocol):
         scale: float = 1.0,
         distribution: Distribution = "gaussian",
         rounding: Key | None = None,
+        rule: Rule | None = None,
+        keep: Keep | None = None,
     ) -> None:
-        """weight <- round(scale * weight + sum_j coef_j z_j), in place.
+        """For every element, with g = sum_j commit_j z_j and theta its master, or else its weight:
 
-        Rounds to nearest even, or stochastically (bfloat16 weights only) with the bits of the key ``rounding``.
+            theta  <- scale theta + (g, or with a rule f(g))
+            weight <- round(theta + sum_j coef_j z_j)
+
+        A master is written when that changes it. A mask (``keep``, or the bits of slots that have them) leaves all
+        other elements as they are: weights, masters and states. Rounds to nearest even, or stochastically (bfloat16
+        weights without a master) with the bits of the key ``rounding``.
         """
-        ...
-
-    def sweep_master(
-        self,
-        slots: list[Slot],
-        streams: list[Stream],
-        scale: float = 1.0,
-        distribution: Distribution = "gaussian",
-    ) -> None:
-        """master <- scale * master + sum_j commit_j z_j (not written when that changes nothing), then
-        weight <- round(master + sum_j coef_j z_j)."""
         ...
 
     def squared_norm(self, slots: list[Slot], key: Key) -> float:

@@ -13,7 +13,7 @@ Counter-based generator: Philox4x32-10 (Salmon et al., SC 2011, "Parallel Random
   radius sqrt(-2 ln((low half + 1/2) / 2^16)), angle (high half as int16 + 1/2) pi / 2^15; cosine first, sine second.
   Variance 1 - 5.3e-6 (the mean of -ln over the 2^16 midpoints is 1 - ln 2 / 2^17), largest value 4.86.
 * rademacher: word w gives elements 2w (its bit 15) and 2w + 1 (its bit 31): bit set is -1, clear is +1.
-* rounding bits: word w gives elements 2w (low half) and 2w + 1 (high half), 16 bits each.
+* rounding and mask bits: word w gives elements 2w (low half) and 2w + 1 (high half), 16 bits each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Distribution = Literal["gaussian", "rademacher"]
 Key = tuple[int, int]
 
 # purposes: the fourth word of a key's derivation
-NOISE, ROUNDING, BATCHES, SPLITS, INIT = range(5)
+NOISE, ROUNDING, BATCHES, SPLITS, INIT, MASKS, BLOCKS = range(7)
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # multipliers of Philox4x32
 W0, W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of its key
@@ -114,7 +114,7 @@ def noise(key: Key, tensor: int, n: int, distribution: Distribution = "gaussian"
     return z.reshape(-1)[:n]
 
 
-def rounding_bits(key: Key, tensor: int, n: int) -> npt.NDArray[np.uint32]:
-    """The 16 random bits an element rounds with: (n,) uint32 in [0, 65536)."""
+def bits(key: Key, tensor: int, n: int) -> npt.NDArray[np.uint32]:
+    """16 random bits an element, to round with or to draw a mask: (n,) uint32 in [0, 65536)."""
     w = words(key, tensor, n)
     return np.stack([w & np.uint32(0xFFFF), w >> np.uint32(16)], axis=2).reshape(-1)[:n].astype(np.uint32)
