@@ -7,7 +7,7 @@ RECORDS ?= results
 CHECKED := build/check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check tables clean
+.PHONY: help setup demo test lint types check tables methods clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ check: lint types test ## all that CI checks: lint, types, tests, and the demo's
 
 tables: setup ## regenerate tables and plots of every suite from its records
 	@$(PY) -m analysis.build --records $(RECORDS)
+
+methods: setup ## regenerate docs/methods.md from docstrings and yamls
+	@$(PY) -m runners.methods
 
 clean: ## remove the environment and what checks wrote
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -20,12 +20,13 @@ DESCRIPTIVE = (
     "search",
     "notes",
     "recommended",
+    "cost",
 )  # keys of a config group that change no number
 
 NAMES = ("run_id", "suite", "model", "task", "scheme", "optimizer", "precision", "schedule")
-COUNTS = ("n_forward", "n_backward", "n_example", "n_token")
+COUNTS = ("n_forward", "n_backward", "n_jvp", "n_example", "n_token")
 STEP_NUMBERS = ("loss", "lr", "projected_grad", *COUNTS, "train_s")
-EVAL_NUMBERS = ("n_forward", "n_backward", "train_s", "eval_s")
+EVAL_NUMBERS = ("n_forward", "n_backward", "n_jvp", "train_s", "eval_s")
 END_NUMBERS = (
     *("chosen_step", "n_step", *COUNTS, "train_s", "eval_s", "rest_s", "first_step_s"),
     *("peak_train_bytes", "peak_eval_bytes"),
@@ -132,7 +133,8 @@ def _finite(row: Mapping[str, Any], name: str) -> float:
 
 
 def _forwards(row: Mapping[str, Any]) -> float:
-    return _number(row, "n_forward") + 2 * _number(row, "n_backward")
+    tangents = 0.0 if row.get("n_jvp") is None else _number(row, "n_jvp")  # older records have none
+    return _number(row, "n_forward") + 2 * (_number(row, "n_backward") + tangents)
 
 
 def _scores(row: Mapping[str, Any], metric: str) -> Row:

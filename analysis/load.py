@@ -4,8 +4,8 @@ A torn last line is what an interrupted write leaves and is ignored. Any other l
 whole file suspect: the file is left out and named in ``Records.problems``, and all other files are read as usual.
 
 Units: ``*_s`` seconds, ``*_bytes`` bytes, ``n_*`` counts, scores fractions of 1, losses nats per example. ``forwards``
-is the cost axis of the suite, ``n_forward + 2 * n_backward`` of training: a backward costs two forwards, and the
-forward that it needs is in ``n_forward`` already.
+is the cost axis of the suite, ``n_forward + 2 (n_backward + n_jvp)`` of training: a backward costs two forwards, and so
+does a tangent; the forward that it needs is in ``n_forward`` already.
 """
 
 import json

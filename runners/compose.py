@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,10 +22,13 @@ from torch.optim import Optimizer
 
 from runners import schema
 from zobench.budget import Budget
-from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown
+from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown, value_problem
 from zobench.models import CausalLM
+from zobench.optim.first_order import FirstOrder
+from zobench.optim.hybrid import Hybrid
+from zobench.optim.nodes import unfit_for
 from zobench.precision import Precision
-from zobench.run import RunSpec, arguments_of_optimizer
+from zobench.run import OF_FIRST_ORDER, RunSpec, arguments_of_optimizer, with_plain_parts, wrapped
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme
 from zobench.tasks.base import Task
@@ -39,7 +43,10 @@ KINDS: dict[str, type] = {
     "schedule": Schedule,
     "budget": Budget,
 }
-GIVEN = ("params", "seed", "rounding")  # arguments of an optimizer that the program supplies
+# On import it says which of its CPU kernels another package would replace, once peft or an optimizer imports it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+HYBRID = f"{Hybrid.__module__}.{Hybrid.__qualname__}"
+GIVEN = ("params", "seed", "rounding", "n_layer")  # arguments of an optimizer that the program supplies
 
 
 def spec_of(overrides: Sequence[str]) -> RunSpec:
@@ -79,7 +86,15 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
             continue
         problem = _form_problem(override) or _group_problem(override)
         problems.append(problem) if problem else kept.append(override)
-    groups = [_text(o) for o in kept if o.key_or_group in schema.GROUPS]
+    chosen = [o for o in kept if o.key_or_group in schema.GROUPS]
+    groups = [_text(o) for o in chosen if o.package is None]
+    for override in (o for o in chosen if o.package is not None):
+        problem = _part_problem(_composed(groups), override)
+        if problem:
+            problems.append(problem)
+            kept.remove(override)
+        else:
+            groups.append(_text(override))
     base = _composed(groups)
     good = list(groups)
     for override in kept:
@@ -103,6 +118,7 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
 def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
     """The run of a resolved config, and everything that is wrong with it; nothing is loaded."""
     problems = schema.top_level_problems(config)
+    config = {**config, "optimizer": with_plain_parts(config["optimizer"])}
     made: dict[str, Any] = {}
     for group in schema.GROUPS:
         node = dict(config[group])
@@ -114,7 +130,12 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
             problems.append(problem)
             continue
         arguments = arguments_of_optimizer(node) if group == "optimizer" else _arguments(target, node)
+        if group == "optimizer":
+            arguments, found = _without_ours(target, arguments)
+            problems += found
         found = bind(group, target, arguments, GIVEN if group == "optimizer" else ())
+        if found and target == HYBRID:  # whatever is wrong with itself: all problems of its parts, too
+            found = list(dict.fromkeys([*found, *(f"{group}.{p}" for p in Hybrid.conflicts(arguments))]))
         problems += found
         if group == "optimizer":
             with contextlib.suppress(ImportError, AttributeError, ValueError):
@@ -129,9 +150,25 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
         return None, problems
     spec = RunSpec(
         **made, seed=config["seed"], batch_size=config["batch_size"], eval_batch_size=config["eval_batch_size"],
-        log_every=config["log_every"], device=device, config=config,
+        log_every=config["log_every"], loss=config["loss"], micro_batch_size=config["micro_batch_size"],
+        cuda_graphs=config["cuda_graphs"], start=config["start"],
+        device=device, config=config,
     )  # fmt: skip
     return spec, problems + spec.problems()
+
+
+def _without_ours(target: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Arguments of an optimizer without those that `FirstOrder` takes for it, and what is wrong with these; one that
+    cannot be imported is left to `bind`."""
+    try:
+        if not wrapped(locate(target)):
+            return arguments, []
+    except (ImportError, AttributeError, ValueError):
+        return arguments, []
+    hints = parameters(FirstOrder)
+    values = {key: arguments[key] for key in OF_FIRST_ORDER if key in arguments}
+    problems = [p for key, value in values.items() if (p := value_problem(f"optimizer.{key}", value, hints[key][0]))]
+    return {key: value for key, value in arguments.items() if key not in values}, problems
 
 
 def _kind_problem(group: str, target: str) -> str | None:
@@ -204,8 +241,21 @@ def _group_problem(override: Override) -> str | None:
     if key not in schema.GROUPS:
         return None
     value = override.value()
-    options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
-    return None if value in options else unknown(key, value, options)
+    options = sorted(path.stem for path in (CONF / key).glob("[!_]*.yaml"))
+    return None if value in options else unknown(override.get_key_element(), value, options)
+
+
+def _part_problem(base: DictConfig, override: Override) -> str | None:
+    """Why ``group@group.part=option`` cannot choose a part of what is chosen for the group."""
+    group, package = override.key_or_group, str(override.package)
+    chosen: Any = OmegaConf.to_container(base[group], resolve=False)
+    parts = [f"{group}.{key}" for key, node in chosen.items() if isinstance(node, dict) and "_target_" in node]
+    if package not in parts:
+        there = f"there are {', '.join(f'{group}@{part}' for part in parts)}" if parts else "optimizer=hybrid has two"
+        return f"{group}@{package}: {group}={chosen.get('name')} has no such part; {there}{nearest(package, parts)}"
+    option: Any = OmegaConf.load(CONF / group / f"{override.value()}.yaml")
+    unfit = unfit_for(package.rpartition(".")[2], option["_target_"])
+    return f"{_text(override)}: {unfit}" if unfit else None
 
 
 def _key_problem(base: DictConfig, override: Override) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from runners.progress import Live
 from runners.wandb_sink import WandbSink
-from zobench.optim.base import ZOOptimizer
+from zobench.optim.first_order import FirstOrder
 from zobench.record import FINISHED, Record, RecordError
 from zobench.rows import lost_row, run_row
 from zobench.run import Bench, RunSpec, build, state_bytes
@@ -37,6 +38,7 @@ def execute(spec: RunSpec, command: str, *, quiet: bool = False) -> Outcome:
         DataError, ModelError, RecordError: see there. KeyboardInterrupt: the run was stopped.
     """
     hush()
+    _free()
     config = spec.config
     path = record_path(Path(config["out"]), spec.run_id)
     record = Record(path)
@@ -92,6 +94,13 @@ def hush() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
+def _free() -> None:
+    """Give back what earlier runs of this process left behind, so that peaks are of one run."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def plan(bench: Bench, path: Path, resumes: bool) -> str:
     """What the run will do, for the terminal."""
     spec = bench.spec
@@ -102,8 +111,8 @@ def plan(bench: Bench, path: Path, resumes: bool) -> str:
     amount = f"{spec.budget.amount:,g} {spec.budget.unit}"
     if spec.budget.unit == "forwards":
         amount += f" = {math.ceil(spec.budget.amount / cost):,} steps"
-    kind = f"{cost} forwards" if isinstance(bench.optimizer, ZOOptimizer) else "1 forward + 1 backward (3 forwards)"
-    gib = state_bytes(spec, n_trainable, n_total) / 2**30
+    kind = "1 forward + 1 backward (3 forwards)" if isinstance(bench.optimizer, FirstOrder) else f"{cost:g} forwards"
+    gib = state_bytes(bench) / 2**30
     lines = [
         f"{names['optimizer']} on {names['task']} with {names['model']}, {names['scheme']}, {names['precision']}, "
         f"seed {spec.seed}, {spec.device}",
@@ -125,7 +134,8 @@ def summary(outcome: Outcome, metric: str) -> str:
     start = end["start"]["test"][metric]
     test, dev = end["metrics"]["test"][metric], end["metrics"]["dev"][metric]
     done = "already complete" if outcome.repeated else "completed"
+    cost = end["n_forward"] + 2 * (end["n_backward"] + end.get("n_jvp", 0))
     return (
         f"{done}: test {metric} {test:.3f} (start {start:.3f}), dev {dev:.3f} at step {end['chosen_step']}, "
-        f"{end['n_forward'] + 2 * end['n_backward']:,} forwards, {end['train_s']:.1f} s of training  ({outcome.path})"
+        f"{cost:,.0f} forwards, {end['train_s']:.1f} s of training  ({outcome.path})"
     )

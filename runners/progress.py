@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from zobench.optim.base import StepInfo
+from zobench.optim.step import StepInfo
 
 _SMOOTH = 0.98  # of the shown loss
 

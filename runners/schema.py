@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from zobench.config import Range, unknown
+from zobench.objective import Loss
 
 SEED = Range(least=0, most=2**32 - 1)
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule", "budget")
+STARTS = ("linear_probe",)
 WANDB_MODES = ("off", "offline", "online")
 
 
@@ -42,6 +44,10 @@ class RunConfig:
     seed: int = field(default=MISSING, metadata={"range": SEED})
     batch_size: int = field(default=MISSING, metadata={"range": Range(least=1)})
     eval_batch_size: int = field(default=MISSING, metadata={"range": Range(least=1)})
+    micro_batch_size: int | None = field(default=MISSING, metadata={"range": Range(least=1)})
+    loss: str = MISSING
+    cuda_graphs: bool = MISSING
+    start: str | None = MISSING
     log_every: int = field(default=MISSING, metadata={"range": Range(least=1)})
     device: str = MISSING
     out: str = MISSING
@@ -59,8 +65,13 @@ def top_level_problems(config: dict[str, Any]) -> list[str]:
     """Values of the top level that are out of range."""
     found = []
     for f in fields(RunConfig):
-        if "range" in f.metadata and not f.metadata["range"].holds(config[f.name]):
-            found.append(f"{f.name}={config[f.name]}: must be {f.metadata['range']}")
+        value = config[f.name]
+        if "range" in f.metadata and value is not None and not f.metadata["range"].holds(value):
+            found.append(f"{f.name}={value}: must be {f.metadata['range']}")
+    if config["loss"] not in get_args(Loss):
+        found.append(unknown("loss", config["loss"], get_args(Loss)))
+    if config["start"] not in (None, *STARTS):
+        found.append(unknown("start", config["start"], [*STARTS, "null"]))
     mode = config["wandb"]["mode"]
     if mode not in WANDB_MODES:
         found.append(unknown("wandb.mode", mode, WANDB_MODES))

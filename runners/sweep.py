@@ -1,9 +1,11 @@
 """Run a suite: its runs, over its seeds, with a search over each optimizer's own grid where the suite asks for one.
 
-    python -m runners.sweep suite=demo [jobs=2] [dry_run=true] [key=value ...]
+    python -m runners.sweep suite=demo [jobs=2] [dry_run=true] [only=TEXT[,TEXT...]] [key=value ...]
 
-conf/suite/<name>.yaml says what the runs are. ``jobs`` run at a time, in worker processes that share the device.
-Other key=value pairs override every run. Records lie in results/<suite>/, or wherever out= says. A run whose record is
+conf/suite/<name>.yaml says what the runs are. ``jobs`` run at a time, in worker processes that share the GPUs of this
+machine in turn.
+``only``: of the suite's runs those that name one of the texts, such as only=zo_adam,zo_adamw. Other key=value pairs
+override every run. Records lie in results/<suite>/, or wherever out= says. A run whose record is
 complete is not repeated: start the same command again and only what is missing runs.
 """
 
@@ -21,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from runners.compose import CONF, check, compose, spec_of
@@ -28,6 +31,7 @@ from zobench.config import ConfigError, nearest, unknown
 from zobench.record import FINISHED
 
 SUITES = CONF / "suite"
+OWN = ("suite", "jobs", "dry_run", "only")
 TRIES = 3  # of a run whose worker dies
 
 
@@ -75,8 +79,8 @@ def sweep(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: with the problems of all runs, before any has started.
     """
-    own = dict(a.partition("=")[::2] for a in arguments if a.split("=")[0] in ("suite", "jobs", "dry_run"))
-    more = [a for a in arguments if a.split("=")[0] not in ("suite", "jobs", "dry_run")]
+    own = dict(a.partition("=")[::2] for a in arguments if a.split("=")[0] in OWN)
+    more = [a for a in arguments if a.split("=")[0] not in OWN]
     name = own.get("suite", "")
     names = sorted(path.stem for path in SUITES.glob("*.yaml"))
     problems = [] if name in names else [unknown("suite", name, names)]
@@ -90,7 +94,11 @@ def sweep(arguments: Sequence[str]) -> int:
     suite = _load(name)
     if any(a.split("=")[0] == "seed" for a in more):
         raise ConfigError([f"seed: the suite says its seeds ({suite.seeds}); run one seed with runners.train"])
-    kinds = [[f"out=results/{name}", *suite.common, *kind, *more, "progress=false"] for kind in suite.runs]
+    texts = own.get("only", "").split(",")
+    runs = [kind for kind in suite.runs if texts == [""] or any(o.split("=")[-1] in texts for o in kind)]
+    if not runs:
+        raise ConfigError([f"only={own['only']}: no run of suite {name} names it"])
+    kinds = [[f"out=results/{name}", *suite.common, *kind, *more, "progress=false"] for kind in runs]
     points = [_points(kind, bool(suite.tune_seeds)) for kind in kinds]
     _check([point for found in points for point in found])
     if own.get("dry_run") == "true":
@@ -160,7 +168,8 @@ class _Sweep:
         if not asked:
             return
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads and CUDA
-        with ProcessPoolExecutor(self._jobs, mp_context=spawn) as pool:
+        turn = spawn.Value("i", 0)
+        with ProcessPoolExecutor(self._jobs, mp_context=spawn, initializer=_take_gpu, initargs=(turn,)) as pool:
             futures: dict[Future[Done], list[str]] = {pool.submit(work, overrides): overrides for overrides in asked}
             try:
                 for future in as_completed(futures):
@@ -178,6 +187,16 @@ class _Sweep:
                     worker.terminate()  # each writes that it was stopped
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _take_gpu(turn: Any) -> None:
+    """In a new worker: see one GPU alone, each worker the next one in turn. ``turn``: how many workers came before."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+    gpus = [name for name in seen.split(",") if name]
+    if gpus:
+        with turn.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[turn.value % len(gpus)]
+            turn.value += 1
 
 
 @contextlib.contextmanager

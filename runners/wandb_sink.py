@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zobench.optim.base import StepInfo
+from zobench.optim.step import StepInfo
 from zobench.record import RecordError
 
 

@@ -19,10 +19,11 @@ class Budget:
     amount: Annotated[float, Range(above=0)]
     n_eval: Annotated[int, Range(least=1)]
 
-    def progress(self, *, forwards: int, steps: int, seconds: float) -> float:
+    def progress(self, *, forwards: float, steps: int, seconds: float) -> float:
         """Share of the budget that is spent; 1 or more when it is all gone."""
         spent = {"forwards": forwards, "steps": steps, "seconds": seconds}[self.unit]
-        return spent / self.amount
+        share = spent / self.amount
+        return 1.0 if abs(share - 1.0) < 1e-9 else share  # parts of forwards add up to whole ones
 
     def n_due(self, progress: float) -> int:
         """Evaluations due by then, the one before the first step not counted."""

@@ -144,20 +144,22 @@ def bind(key: str, target: str, arguments: Mapping[str, Any], given: Iterable[st
         for name, (_, required) in known.items()
         if required and name not in arguments and name not in given
     ]
+    if not problems and hasattr(called, "conflicts"):
+        problems += [f"{key}.{problem}" for problem in called.conflicts(arguments)]
     if not problems and issubclass_of_torch_optimizer(called) and not called.__module__.startswith("zobench."):
         problems += _constructor_problems(key, called, arguments)
     return problems
 
 
-def require(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+def require(function: Callable[..., Any], values: Mapping[str, Any], more: Iterable[str] = ()) -> None:
     """Check values against a function's annotations.
 
     Raises:
-        ValueError: naming every value that does not fit.
+        ConfigError: naming every value that does not fit, and ``more`` problems, if there are any.
     """
     hints = get_type_hints(function, include_extras=True)
     problems = [p for name, value in values.items() if (p := value_problem(name, value, hints[name]))]
-    if problems:
+    if problems or (problems := list(more)):
         raise ConfigError(problems)
 
 

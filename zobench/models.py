@@ -68,7 +68,7 @@ class CausalLM:
         self._hub, self._path, self._revision = hub, path, revision
         self._architecture = dict(architecture) if architecture else None
         self.gradient_checkpointing = gradient_checkpointing
-        self._attention = attention
+        self.attention = attention
 
     def problems(self) -> list[str]:
         """What is wrong with the settings beyond their types."""
@@ -96,12 +96,12 @@ class CausalLM:
             config = _with_plain_logits(self._config())
             if self.weights == "random":
                 with keyed_rng(seed, device), device:
-                    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self._attention)
+                    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
                 source: dict[str, Any] = {"random": self._architecture}
             else:
                 where, revision = self._where
                 model, report = AutoModelForCausalLM.from_pretrained(
-                    where, revision=revision, config=config, dtype=dtype, attn_implementation=self._attention,
+                    where, revision=revision, config=config, dtype=dtype, attn_implementation=self.attention,
                     output_loading_info=True, ignore_mismatched_sizes=True,
                 )  # fmt: skip
                 _complete(report)
@@ -113,6 +113,7 @@ class CausalLM:
         model.to(device)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+            without_input_gradients(model)
             model.train()  # transformers checkpoints in train mode only; with dropout off that changes nothing else
         else:
             model.eval()
@@ -209,6 +210,13 @@ class keyed_rng(AbstractContextManager[None]):
 
     def __exit__(self, *error: Any) -> None:
         self._fork.__exit__(*error)
+
+
+def without_input_gradients(model: Any) -> None:
+    """Undo what transformers and peft do for checkpointing: they make the embedding's output require grad, so that the
+    graph reaches down to there even when only the last layers train. The kind without reentry does not need that."""
+    if getattr(model, "_require_grads_hook", None) is not None:
+        model.disable_input_require_grads()
 
 
 def _folder(path: str) -> Path:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from zobench.forward_mode import Tangent, jvp
+from zobench.layers import Layers
+from zobench.metrics import macro_f1
 from zobench.scoring import Batch, Scorer
+
+Loss = Literal["cross_entropy", "accuracy", "f1"]
 
 
 class Objective(Protocol):
@@ -19,56 +25,180 @@ class Objective(Protocol):
         """() float32: the mean loss; one forward, no graph."""
         ...
 
-    def backward(self) -> Tensor:
-        """() float32: the mean loss, its gradient added to ``.grad``; one forward and one backward."""
+    def backward(self, layer: int = 0) -> Tensor:
+        """() float32: the mean loss, its gradient added to ``.grad``; one forward, and a backward that reaches down to
+        ``layer``."""
+        ...
+
+    def jvp(self, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        """The mean loss and its exact derivative, () float32 both, along the direction that ``tangent`` gives for each
+        trainable tensor; one forward-mode pass."""
+        ...
+
+    def above(self, layer: int) -> Self:
+        """The same function, for as long as no layer below ``layer`` changes: its forwards do not run those again."""
+        ...
+
+    def query(self, j: int) -> Self:
+        """The same function of the weights on the step's j-th minibatch; this one is the 0th."""
+        ...
+
+    def full(self) -> Self:
+        """The same function of the weights on the whole training set, at the cost of all its minibatches."""
         ...
 
 
 @dataclass
 class Meter:
-    """What was spent on training: the harness counts, optimizers do not."""
+    """What was spent on training: the harness counts, optimizers do not.
 
-    n_forward: int = 0
-    n_backward: int = 0
-    n_example: int = 0  # rows' examples, once a forward
-    n_token: int = 0  # without padding, once a forward
+    Forwards and backwards that run only part of the layers count as that part; examples and tokens (without padding)
+    count whole, once a forward.
+    """
+
+    n_forward: float = 0
+    n_backward: float = 0
+    n_jvp: float = 0  # tangents of forward-mode passes; the forward below them counts besides
+    n_example: int = 0
+    n_token: int = 0
 
     @property
-    def cost(self) -> int:
-        """In forwards; a backward counts as two."""
-        return self.n_forward + 2 * self.n_backward
+    def cost(self) -> float:
+        """In forwards; a backward counts as two, and so does a tangent: both multiply twice where a forward does once,
+        with weights and with activations."""
+        return self.n_forward + 2 * (self.n_backward + self.n_jvp)
+
+    def counts(self) -> dict[str, float]:
+        """For a row of a record: parts of forwards to six digits."""
+        found = {name: round(value, 6) for name, value in vars(self).items()}
+        return {name: int(value) if value == int(value) else value for name, value in found.items()}
+
+    def cost_counts(self) -> dict[str, float]:
+        """Of these, what makes the cost."""
+        return {name: value for name, value in self.counts().items() if name in ("n_forward", "n_backward", "n_jvp")}
 
 
+@dataclass(frozen=True)
+class Others:
+    """The other minibatches of a step. ``query``: the parts of its j-th; ``full``: those of the training set, and how
+    many minibatches they make."""
+
+    query: Callable[[int], list[Batch]]
+    full: Callable[[], tuple[list[Batch], int]]
+
+
+@dataclass
+class _Kept:
+    """What lower layers put out for each part of a minibatch: the output of layer ``layer`` - 1."""
+
+    layer: int = 0
+    outputs: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class TaskObjective:
-    """Cross-entropy over the options of a batch of examples.
+    """A loss of the scores of a minibatch.
 
     Args:
         scorer: gives the scores (examples, options) of a batch.
-        batch: the minibatch.
+        layers: of the scorer's model.
+        parts: the minibatch, in parts small enough for one forward.
         meter: counts.
+        loss: cross_entropy over the options; or accuracy or f1 (macro, over the right options that occur), for which
+            it is 1 minus that, and which have no gradient.
+        minibatches: the step's others; None if there are none.
+        score: what makes whole forwards without a graph of autograd; None is the scorer itself.
+        n_minibatch: how many minibatches this one is as large as.
+        layer: see ``above``.
     """
 
-    def __init__(self, scorer: Scorer, batch: Batch, meter: Meter) -> None:
-        self._scorer, self._batch, self._meter = scorer, batch, meter
-
-    def at(self, batch: Batch) -> TaskObjective:
-        """The same function of the weights on another minibatch."""
-        return TaskObjective(self._scorer, batch, self._meter)
+    scorer: Scorer
+    layers: Layers
+    parts: Sequence[Batch]
+    meter: Meter
+    loss: Loss = "cross_entropy"
+    minibatches: Others | None = None
+    score: Callable[[Batch], Tensor] | None = None
+    n_minibatch: int = 1
+    layer: int = 0
+    _kept: _Kept = field(default_factory=_Kept)
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
-        return self.per_example().mean()
+        start = self._kept.layer if self._kept.layer <= self.layer else 0
+        self._count_forward(self.layers.share(start))
+        scores = self._scores(start)
+        labels = torch.cat([part.labels for part in self.parts])
+        if self.loss == "cross_entropy":
+            return cross_entropy(scores, labels, reduction="none").mean()
+        right = scores.argmax(1)
+        if self.loss == "accuracy":
+            return 1.0 - (right == labels).float().mean()
+        return 1.0 - macro_f1(right, labels, scores.shape[1])
 
     def per_example(self) -> Tensor:
-        """(B,) float32: the loss of each example; one forward."""
-        self._meter.n_forward += 1
-        self._meter.n_example += self._batch.n_example
-        self._meter.n_token += self._batch.n_token
-        return cross_entropy(self._scorer(self._batch), self._batch.labels, reduction="none")
+        """(B,) float32: the cross-entropy of each example; one forward."""
+        self._count_forward(1.0)
+        return torch.cat([self._per_example(part) for part in self.parts])
 
-    def backward(self) -> Tensor:
-        with torch.enable_grad():
-            loss = self.per_example().mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-        self._meter.n_backward += 1
-        return loss.detach()
+    def backward(self, layer: int = 0) -> Tensor:
+        n = self._n_example
+        total = torch.zeros((), device=self.parts[0].labels.device)
+        for part in self.parts:
+            with torch.enable_grad():
+                loss = self._per_example(part).sum() / n
+                loss.backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        self._count_forward(1.0)
+        self.meter.n_backward += self.n_minibatch * self.layers.share(layer)
+        return total
+
+    def jvp(self, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        if self.loss != "cross_entropy":
+            raise ValueError(f"loss={self.loss}: has no derivative; use loss=cross_entropy")
+        start = self._kept.layer if self._kept.layer <= self.layer else 0
+        labels = torch.cat([part.labels for part in self.parts])
+        self._count_forward(self.layers.share(start))
+        self.meter.n_jvp += self.n_minibatch * self.layers.share(self.layer)
+        eager = replace(self, score=None)
+        return jvp(self.scorer, lambda: cross_entropy(eager._scores(start), labels, reduction="none").mean(), tangent)
+
+    def above(self, layer: int) -> TaskObjective:
+        return replace(self, layer=min(layer, len(self.layers)))  # what is kept stays with it
+
+    def query(self, j: int) -> TaskObjective:
+        if j == 0 or self.minibatches is None:
+            return self
+        return replace(self, parts=self.minibatches.query(j), layer=0, _kept=_Kept())
+
+    def full(self) -> TaskObjective:
+        if self.minibatches is None:
+            return self
+        parts, n = self.minibatches.full()
+        return replace(self, parts=parts, n_minibatch=n, layer=0, _kept=_Kept())
+
+    @property
+    def _n_example(self) -> int:
+        return sum(part.n_example for part in self.parts)
+
+    def _per_example(self, part: Batch) -> Tensor:
+        return cross_entropy(self.scorer(part), part.labels, reduction="none")
+
+    def _scores(self, start: int) -> Tensor:
+        """Of all parts, from layer ``start`` up; what layer ``self.layer`` - 1 puts out is kept for the next time."""
+        if self.layer == 0 and self.score is not None:
+            return torch.cat([self.score(part) for part in self.parts])
+        made: list[Any] = []
+        found = []
+        for i, part in enumerate(self.parts):
+            below = self._kept.outputs[i] if start else None
+            with self.layers.reusing(start, below, self.layer, made.append):
+                found.append(self.scorer(part))
+        if made:
+            self._kept.layer, self._kept.outputs = self.layer, made
+        return torch.cat(found)
+
+    def _count_forward(self, share: float) -> None:
+        self.meter.n_forward += self.n_minibatch * (share if share < 1.0 else 1)
+        self.meter.n_example += self._n_example
+        self.meter.n_token += sum(part.n_token for part in self.parts)

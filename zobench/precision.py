@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from zobench.engine.ledger import Rounding
+from zobench.engine.ops import Rounding
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

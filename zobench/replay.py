@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from zobench.engine import engine_for
-from zobench.engine.direction import Direction
-from zobench.engine.ledger import Commit, Ledger
-from zobench.engine.slot import Slot, Stream
+from zobench.engine.coordinates import nudge
+from zobench.engine.direction import Coordinate, Direction, Mask
+from zobench.engine.ledger import Ledger
+from zobench.engine.ops import Axis, Commit, Copied
+from zobench.engine.slot import Keep, Slot, Stream
 from zobench.engine.stream import Distribution as StreamDistribution
 from zobench.evaluate import evaluate
 from zobench.optim.base import ZOOptimizer
@@ -87,16 +89,16 @@ def ideal(bench: Bench, record: Recorded) -> None:
     """Sum all directions in float32 onto the base weights, rounding once: what the run would be without rounding.
 
     Raises:
-        RecordError: the weights, rows or tensors are not those of the record.
+        RecordError: the weights, rows or tensors are not those of the record, or the run is no sum of directions.
     """
     ledger = _ledger(bench, record)
-    for decays in (True, False):
-        keep, coefficients = _sum(record.entries, decays)
-        streams = [Stream(z.key, c * ledger.norm(z)) for z, c in coefficients.items()]
-        kinds: list[StreamDistribution] = [z.stream for z in coefficients]
-        for slot in ledger.named_slots():
-            if (slot.weight.ndim >= 2) == decays:
-                _rebuild(slot, keep, streams, kinds[0] if kinds else "gaussian")
+    spans = _spans(record.entries)
+    for block, slots in ledger.block_slots.items():
+        for decays in (True, False):
+            sums = [_sum(mask, commits, block, decays, ledger) for mask, commits in spans]
+            for slot in slots:
+                if (slot.weight.ndim >= 2) == decays:
+                    _rebuild(slot, sums)
 
 
 def drift(rounded: list[Tensor], exact_sum: list[Tensor], base: list[Tensor]) -> dict[str, float]:
@@ -149,27 +151,78 @@ def check_tensors(bench: Bench, path: Path) -> None:
     assert isinstance(bench.optimizer, ZOOptimizer)
     if header.tensors != tensors_hash(bench.optimizer.ledger):
         raise RecordError(f"{path}: the trajectory is of other tensors than this model and scheme train")
-    ours = bench.spec.seed, bench.optimizer.distribution, bench.spec.precision.rounding
-    if (header.seed, header.distribution, header.rounding) != ours:
+    ours = {**bench.optimizer.direction_settings, "rounding": bench.spec.precision.rounding}
+    if any(getattr(header, key) != value for key, value in ours.items()):
         raise RecordError(f"{path}: the trajectory beside it is of another run ({header})")
 
 
-def _sum(entries: list[Entry], decays: bool) -> tuple[float, dict[Direction, float]]:
-    """All commits as one: theta_end = keep theta_0 + sum_j coefficient_j z_j."""
-    keep, coefficients = 1.0, dict[Direction, float]()
-    commits = [op for entry in entries for op in entry.ops if isinstance(op, Commit)]
+@dataclass(frozen=True)
+class _Sum:
+    """Commits under one mask as one, for the tensors of a block: theta <- scale theta + streams + coordinates, on the
+    elements that ``keep`` keeps (None is all)."""
+
+    keep: Keep | None
+    scale: float
+    streams: list[Stream]
+    coordinates: dict[Coordinate, float]
+    kind: StreamDistribution
+
+
+def _spans(entries: list[Entry]) -> list[tuple[Mask | None, list[Commit]]]:
+    """All commits in their order, parted where another mask comes.
+
+    Raises:
+        RecordError: they are not all sums of directions that are known without the weights.
+    """
+    spans: list[tuple[Mask | None, list[Commit]]] = []
+    mask: Mask | None = None
+    for op in (op for entry in entries for op in entry.ops if not isinstance(op, Copied)):  # copies leave theta alone
+        for z, c in op.point.items():  # the mask holds on for commits that name no direction, which only decay
+            if c != 0.0 or isinstance(op, Commit):
+                mask = z.mask if isinstance(z, Direction) else None
+        if not isinstance(op, Commit):
+            continue
+        if op.rule is not None:
+            raise RecordError(
+                f"mode=ideal: the run's updates go through the rule {op.rule.kind}, element by element, so they are no "
+                "sums of directions; use mode=exact"
+            )
+        if mask is not None and mask.keep is None:
+            raise RecordError(
+                f"mode=ideal: which elements a {mask.kind} mask keeps depends on the weights as they were rounded when "
+                "it was drawn; use mode=exact"
+            )
+        if not spans or spans[-1][0] != mask:
+            spans.append((mask, []))
+        spans[-1][1].append(op)
+    return spans
+
+
+def _sum(mask: Mask | None, commits: list[Commit], block: int, decays: bool, ledger: Ledger) -> _Sum:
+    scale, terms = 1.0, dict[Axis, float]()
     for op in reversed(commits):  # a commit is shrunk by the decays that come after it
+        if op.blocks is not None and block not in op.blocks:
+            continue
         for z, c in op.point.items():
-            coefficients[z] = coefficients.get(z, 0.0) + keep * c
-        keep *= 1.0 - op.decay if decays else 1.0
-    return keep, coefficients
+            if isinstance(z, Coordinate) or z.touches(block):
+                terms[z] = terms.get(z, 0.0) + scale * c
+        scale *= 1.0 - op.decay if decays else 1.0
+    directions = {z: c for z, c in terms.items() if isinstance(z, Direction)}
+    kinds: list[StreamDistribution] = [z.stream for z in directions]
+    return _Sum(
+        None if mask is None else mask.keep, scale,
+        [Stream(z.key, c * ledger.norm(z)) for z, c in directions.items()],
+        {z: c for z, c in terms.items() if isinstance(z, Coordinate)}, kinds[0] if kinds else "gaussian",
+    )  # fmt: skip
 
 
-def _rebuild(slot: Slot, keep: float, streams: list[Stream], kind: StreamDistribution) -> None:
+def _rebuild(slot: Slot, sums: list[_Sum]) -> None:
     engine = engine_for(slot.weight.device)
     wide = torch.promote_types(slot.weight.dtype, torch.float32)
-    total = slot.weight.to(wide, copy=True)
-    for start in range(0, len(streams), STREAMS):
-        part = streams[start : start + STREAMS]
-        engine.sweep([Slot(total, slot.id)], part, keep if start == 0 else 1.0, kind)
-    slot.weight.copy_(total)
+    total = Slot(slot.weight.to(wide, copy=True), slot.id)
+    for part in sums:
+        for start in range(0, max(len(part.streams), 1), STREAMS):  # once without streams: there may be a decay
+            some = part.streams[start : start + STREAMS]
+            engine.sweep([total], some, part.scale if start == 0 else 1.0, part.kind, keep=part.keep)
+        nudge([total], {}, part.coordinates)
+    slot.weight.copy_(total.weight)

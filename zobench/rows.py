@@ -35,7 +35,7 @@ class Window:
         }  # fmt: skip
         if self.projected_grad is not None:
             row["projected_grad"] = self.projected_grad
-        row |= {name: getattr(meter, name) for name in ("n_forward", "n_backward", "n_example", "n_token")}
+        row |= meter.counts()
         row["train_s"] = round(train_s, 3)
         return row
 

@@ -6,30 +6,48 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from zobench import probe
 from zobench.budget import Budget
 from zobench.config import issubclass_of_torch_optimizer
-from zobench.engine.stream import BATCHES, generator
+from zobench.graphs import GraphedScorer
+from zobench.layers import Layers
+from zobench.minibatches import Minibatches
 from zobench.models import CausalLM
-from zobench.objective import Meter, TaskObjective
+from zobench.objective import Loss, Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
+from zobench.optim.forward_grad import ForwardGrad
+from zobench.optim.hybrid import Hybrid
 from zobench.precision import Precision
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
-from zobench.scoring import Batch, Scorer, collate
+from zobench.schemes.full import Full
+from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
 from zobench.tasks.encoding import Encoded, encode
 from zobench.tasks.splits import examples
 
-NOT_IDENTITY = ("out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data")
+NOT_IDENTITY = (
+    "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
+)  # fmt: skip
 PLACES = {"model": ("path",), "task": ("root",)}  # where things lie does not change what a run is
-DESCRIPTIVE = ("paper", "search", "notes", "recommended")  # of an optimizer's yaml, beside its arguments
+# A property that is off has no part in what a run is, so that a new property does not rename every old run.
+OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
+OPTIMIZER_OFF = {
+    "q_schedule": "constant", "fresh_batches": False, "blocks": "all", "order": "gauss_seidel", "n_block": None,
+    "mask": None, "sparsity": 0.0, "mask_scope": "layer", "resample": 1, "anneal_every": None, "anneal_ratio": 1.05,
+    "anneal_factor": 1.5, "max_grad_norm": None,
+    "fused": True,  # how a step is computed, not which; "off" is what the yamls say
+}  # fmt: skip
+SCHEME_OFF = {"base": "frozen"}
+OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
+DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,10 @@ class RunSpec:
     batch_size: int
     eval_batch_size: int
     log_every: int
+    loss: Loss
+    micro_batch_size: int | None
+    cuda_graphs: bool
+    start: Literal["linear_probe"] | None
     device: torch.device
     config: Mapping[str, Any]
 
@@ -60,6 +82,18 @@ class RunSpec:
         found = [*self.model.problems(), *self.task.problems(), *self.precision.problems()]
         if self.is_zo and self.model.gradient_checkpointing:
             found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
+        if self.start == "linear_probe" and not isinstance(self.scheme, Full):
+            found.append(
+                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full"
+            )
+        if self.config["save"] is not None and getattr(self.scheme, "base", None) == "trained":
+            found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
+        made = getattr(self.make_optimizer, "func", self.make_optimizer)
+        forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
+        if (not self.is_zo or forward_mode) and self.loss != "cross_entropy":
+            found.append(f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, or loss=cross_entropy")
+        if forward_mode and self.model.attention == "flash_attention_2":
+            found.append("model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager")
         if not self.is_zo and self.precision.rounding == "stochastic":
             found.append(
                 f"precision={self.precision.name}: torch optimizers do not round stochastically; "
@@ -75,10 +109,11 @@ class RunSpec:
     @property
     def run_id(self) -> str:
         """Readable name and a hash of what makes the run what it is; places and display options have no part in it."""
-        config = {key: value for key, value in self.config.items() if key not in NOT_IDENTITY}
+        config = {k: v for k, v in self.config.items() if k not in NOT_IDENTITY and (k not in OFF or v != OFF[k])}
         for group, keys in PLACES.items():
             config[group] = {key: value for key, value in config[group].items() if key not in keys}
-        config["optimizer"] = {k: v for k, v in config["optimizer"].items() if k not in DESCRIPTIVE}
+        config["optimizer"] = _identity(config["optimizer"])
+        config["scheme"] = {k: v for k, v in config["scheme"].items() if k not in SCHEME_OFF or v != SCHEME_OFF[k]}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
         names = [str(self.config[group]["name"]) for group in ("optimizer", "task", "model", "scheme", "precision")]
         return "-".join([*names, f"s{self.seed}", digest])
@@ -92,12 +127,15 @@ class Bench:
     model: nn.Module
     tokenizer: Any
     scorer: Scorer
-    optimizer: ZOOptimizer | FirstOrder
+    optimizer: ZOOptimizer | FirstOrder | Hybrid
+    minibatches: Minibatches
     data: dict[Split, list[Encoded]]
     rows: dict[str, dict[str, object]]  # what the record says of the splits
     source: dict[str, Any]  # what the record says of the model
     pad_id: int
     meter: Meter
+    layers: Layers
+    score: Callable[[Batch], torch.Tensor]  # forwards without autograd
 
     @property
     def trainable(self) -> list[torch.Tensor]:
@@ -108,17 +146,16 @@ class Bench:
         """(trainable, total)."""
         return n_parameters(self.model)
 
-    def batch(self, step: int) -> Batch:
-        """The minibatch of a step: a function of (seed, step) alone."""
-        picked = batch_indices(self.spec.seed, step, self.spec.batch_size, len(self.data["train"]))
-        return collate([self.data["train"][i] for i in picked], self.spec.device, self.pad_id)
-
     def objective(self, step: int) -> TaskObjective:
-        return TaskObjective(self.scorer, self.batch(step), self.meter)
+        """Of the step's minibatch."""
+        first = step * self.optimizer.minibatches
+        return TaskObjective(
+            self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
+            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score,
+        )  # fmt: skip
 
     def home(self) -> None:
-        if isinstance(self.optimizer, ZOOptimizer):
-            self.optimizer.ledger.home()
+        self.optimizer.home()
 
 
 def build(spec: RunSpec) -> Bench:
@@ -131,51 +168,68 @@ def build(spec: RunSpec) -> Bench:
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
     model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
-    pad_id = loaded.tokenizer.pad_token_id
+    pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
+    minibatches = Minibatches(
+        data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id
+    )
+    if spec.start == "linear_probe":
+        parts, meter.n_forward = minibatches.all()
+        probe.install(scorer, parts)
     return Bench(
-        spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=Scorer(model), optimizer=_optimizer(spec, model),
-        data=data, rows=rows, source=loaded.source, pad_id=0 if pad_id is None else pad_id, meter=Meter(),
+        spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
+        optimizer=_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
+        layers=layers,
+        score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
     )  # fmt: skip
 
 
-def batch_indices(seed: int, step: int, size: int, n: int) -> list[int]:
-    """Which examples make the minibatch of a step: every example once an epoch, in an order keyed by (seed, epoch)."""
-    first = step * size
-    found: list[int] = []
-    for epoch in range(first // n, (first + size - 1) // n + 1):
-        order = generator(seed, epoch, BATCHES).permutation(n)
-        start, stop = max(first - epoch * n, 0), min(first + size - epoch * n, n)
-        found.extend(int(i) for i in order[start:stop])
-    return found
-
-
 def arguments_of_optimizer(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's yaml without what describes it."""
-    return {k: v for k, v in node.items() if k not in (*DESCRIPTIVE, "_target_", "name")}
+    """An optimizer's yaml without what describes it; so are the nodes of the optimizers that it is made of."""
+    kept = {k: v for k, v in node.items() if k not in (*DESCRIPTIVE, "_target_", "name")}
+    return {
+        k: {"_target_": v["_target_"], **arguments_of_optimizer(v)} if _is_node(v) else v for k, v in kept.items()
+    }  # fmt: skip
 
 
-def state_bytes(spec: RunSpec, n_trainable: int, n_total: int) -> int:
+def with_plain_parts(node: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's yaml with its own description, and without those of the optimizers that it is made of."""
+    return {
+        k: {n: x for n, x in v.items() if n not in DESCRIPTIVE} if _is_node(v) else v for k, v in node.items()
+    }  # fmt: skip
+
+
+def _is_node(value: object) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _identity(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an optimizer's yaml makes a run what it is."""
+    return {
+        k: _identity(v) if _is_node(v) else v for k, v in node.items()
+        if k not in DESCRIPTIVE and (k not in OPTIMIZER_OFF or v != OPTIMIZER_OFF[k])
+    }  # fmt: skip
+
+
+def wrapped(made: object) -> bool:
+    """Whether a class is of torch or another library, so that `FirstOrder` makes its steps."""
+    return not hasattr(made, "replayable")
+
+
+def state_bytes(bench: Bench) -> int:
     """Bytes that weights, masters, gradients and optimizer states will take; activations not counted."""
-    width = spec.precision.torch_dtype.itemsize
-    total = n_total * width + (4 * n_trainable if spec.precision.rounding == "master" else 0)
-    if spec.is_zo:
-        return total
-    # A gradient (of the masters, where there are any: float32, made from the weights' own, which they replace), and
-    # the states the optimizer makes: asked of it with one dummy weight.
-    weight = torch.nn.Parameter(torch.zeros(1))
-    weight.grad = torch.zeros(1)
-    optimizer = spec.make_optimizer([weight])
-    optimizer.step()
-    states = [v for state in optimizer.state.values() for k, v in state.items() if torch.is_tensor(v) and k != "step"]
-    held = 4 if spec.precision.rounding == "master" else width
-    return total + n_trainable * held * (1 + len(states))
+    total = sum(p.nbytes for p in bench.model.parameters()) + getattr(bench.optimizer, "extra_bytes", 0)
+    if isinstance(bench.optimizer, ZOOptimizer):
+        slots = bench.optimizer.ledger.named_slots()
+        total += sum(t.nbytes for slot in slots for t in (slot.master, *slot.states, slot.bits) if t is not None)
+    return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module) -> ZOOptimizer | FirstOrder:
+def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
-    if spec.is_zo:
-        made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding)
-        assert isinstance(made, ZOOptimizer)
+    if not wrapped(getattr(spec.make_optimizer, "func", None)):
+        made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
+        assert isinstance(made, ZOOptimizer | Hybrid)
         return made
     assert issubclass_of_torch_optimizer(getattr(spec.make_optimizer, "func", type(None)))
-    return FirstOrder(spec.make_optimizer, named, master=spec.precision.rounding == "master")
+    wraps = {key: spec.config["optimizer"].get(key) for key in OF_FIRST_ORDER}
+    return FirstOrder(spec.make_optimizer, named, master=spec.precision.rounding == "master", **wraps)

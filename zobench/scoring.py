@@ -91,21 +91,28 @@ class Scorer:
     no attention mask is needed.
 
     Args:
-        model: a transformers causal LM, or peft around one.
+        model: a transformers causal LM, or peft around one. ``body``: the part of it whose output the ``head`` reads;
+            a forward of this scorer runs the body as a module, and reads rows of the head's weight.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         outer: Any = model
         base = outer.get_base_model() if hasattr(model, "get_base_model") else outer
-        self._body: nn.Module = getattr(base, base.base_model_prefix)
-        self._head: nn.Linear = base.get_output_embeddings()
+        self.body: nn.Module = getattr(base, base.base_model_prefix)
+        self.head: nn.Linear = base.get_output_embeddings()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the head reads to predict each option token, float32 or wider: (B, d) for one-token options, else
+        (N, d)."""
+        hidden: Tensor = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.rows, batch.columns]
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def __call__(self, batch: Batch) -> Tensor:
         """(B, n_option) float32 scores; differentiable where grad is enabled."""
-        hidden = self._body(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.rows, batch.columns]
-        real = torch.promote_types(hidden.dtype, torch.float32)
-        hidden = hidden.to(real)
-        weight, bias = self._head.weight, self._head.bias
+        hidden = self.hidden(batch)
+        real = hidden.dtype
+        weight, bias = self.head.weight, self.head.bias
         if batch.counts is None:
             scores = torch.einsum("bd,bod->bo", hidden, weight[batch.option_ids].to(real))
             return scores if bias is None else scores + bias[batch.option_ids].to(real)

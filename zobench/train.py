@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,16 +13,16 @@ import torch
 
 from zobench import provenance
 from zobench.clock import Clocks
-from zobench.engine.ledger import Op
 from zobench.evaluate import evaluate
-from zobench.optim.base import StepInfo, ZOOptimizer
-from zobench.record import Record, RecordError
+from zobench.optim.first_order import FirstOrder
+from zobench.optim.step import StepInfo
+from zobench.record import FINISHED, Record, RecordError
+from zobench.resume import check_same, trail_of
 from zobench.rows import Window, run_row
 from zobench.run import Bench
+from zobench.state import Chosen
 from zobench.tasks.base import Split
-from zobench.trajectory import SUFFIX, Entry, Header, Mark, Trajectory, apply, tensors_hash
-
-FLUSH_S = 10.0  # a killed run loses at most so many seconds of steps
+from zobench.trajectory import Mark
 
 
 class Observer(Protocol):
@@ -53,19 +52,10 @@ class Loop:
         self.first_step_s = 0.0
         self.dev: list[dict[str, Any]] = []  # evaluation rows of dev that hold for this course of the run
         self.best: dict[str, Any] | None = None  # the dev row of the chosen checkpoint
-        self.snapshot: list[torch.Tensor] = []  # its weights, on the host
+        self.chosen: Chosen | None = None  # its weights, on the host
         self._base_lrs = [float(g["lr"]) for g in self.optimizer.param_groups]
-        self._ops: list[Op] = []
-        self._mark = Mark()  # after the last whole step
-        self._flushed = time.monotonic()
         self._command = command
-        self.trajectory: Trajectory | None = None
-        if isinstance(self.optimizer, ZOOptimizer):
-            header = Header(
-                self.spec.seed, self.optimizer.distribution, self.spec.precision.rounding,
-                tensors_hash(self.optimizer.ledger),
-            )  # fmt: skip
-            self.trajectory = Trajectory(record.path.with_name(self.spec.run_id + SUFFIX), header)
+        self.trail = trail_of(bench, record.path)
 
     # ---- the run -----------------------------------------------------------------------------------------------
 
@@ -96,52 +86,42 @@ class Loop:
             self._finish("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
             raise
         finally:
-            if isinstance(self.optimizer, ZOOptimizer):
-                self.optimizer.on_op(None)
+            self.trail.close(self.record.status in FINISHED)
 
     def _begin(self) -> None:
-        if not self.record.rows:
-            if self.trajectory is not None:
-                self.trajectory.restart()  # a trajectory without a record is nobody's
-            self._write(run_row(self.spec, self.bench, self._command), sync=True)
-        else:
+        if self.record.rows:
             self._resume()
-        if isinstance(self.optimizer, ZOOptimizer):
-            self.optimizer.on_op(self._ops.append)
+        else:
+            self.trail.begin()
+            self._write(run_row(self.spec, self.bench, self._command), sync=True)
 
     def _step(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * self.spec.schedule(self._progress())
-        info = self.optimizer.step(self.bench.objective(self.n_step))
-        self.n_step += 1
-        self.window.add(info.loss, info.projected_grad)
-        if self.n_step == 1:
-            self.clocks.switch("train")
-            self.first_step_s = self.clocks.seconds["train"]
-        self._log()
+        if not isinstance(self.optimizer, FirstOrder):
+            self.optimizer.progress = self._progress()
+        with self.trail.stepping():
+            info = self.optimizer.step(self.bench.objective(self.n_step))
+            self.n_step += 1
+            self.window.add(info.loss, info.projected_grad)
+            if self.n_step == 1:
+                self.clocks.switch("train")
+                self.first_step_s = self.clocks.seconds["train"]
+            self._log()
         for observer in self.observers:
             observer.step(self._progress(), self.n_step, info)
 
     def _log(self) -> None:
         if self.n_step % self.spec.log_every == 0:
-            lr = self.optimizer.param_groups[0]["lr"]
+            lr = self.optimizer.lr
             self._write(self.window.row(self.n_step, lr, self.meter, self.clocks.elapsed("train")))
             self.window = Window()
         m = self.meter
-        self._mark = Mark(
-            self.n_step, (m.n_forward, m.n_backward, m.n_example, m.n_token), self.clocks.elapsed("train"),
-            self.first_step_s, list(self.window.losses), self.window.projected_grad,
+        mark = Mark(
+            self.n_step, (m.n_forward, m.n_backward, m.n_example, m.n_token, m.n_jvp), self.clocks.elapsed("train"),
+            self.first_step_s, list(self.window.losses), self.window.projected_grad, dict(self.optimizer.memory),
         )  # fmt: skip
-        if self.trajectory is not None:
-            self.trajectory.append(Entry(self.n_step, False, list(self._ops)), self._mark)
-            self._ops.clear()
-        if time.monotonic() - self._flushed > FLUSH_S:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.trajectory is not None:
-            self.trajectory.flush()
-        self._flushed = time.monotonic()
+        self.trail.stepped(mark)
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
@@ -155,7 +135,8 @@ class Loop:
             return
         self.clocks.switch("eval")
         if dev_due:
-            self._home()
+            self.bench.home()
+            self.trail.at_home(self._evaluated, self.chosen)
             self.dev.append(self._evaluate("dev"))
         if test_due:
             self._evaluate("test")
@@ -163,21 +144,13 @@ class Loop:
             self._choose(self.dev[-1])
         self.clocks.switch("train")
 
-    def _home(self) -> None:
-        self.bench.home()
-        if self.trajectory is not None:
-            self.trajectory.append(Entry(self.n_step, True, list(self._ops)), self._mark)
-            self._ops.clear()
-        self._flush()  # before the evaluation is recorded: a recorded evaluation can always be reached again
-
     def _evaluate(self, split: Split, step: int | None = None) -> dict[str, Any]:
         bench = self.bench
         metrics = evaluate(bench.scorer, bench.data[split], self.spec.eval_batch_size, self.spec.device, bench.pad_id)
         self.clocks.switch("eval")
         row = {
             "kind": "eval", "step": self.n_step if step is None else step, "split": split, "metrics": metrics,
-            "n_example": len(bench.data[split]), "n_forward": self.meter.n_forward,
-            "n_backward": self.meter.n_backward, **self._seconds(),
+            "n_example": len(bench.data[split]), **self.meter.cost_counts(), **self._seconds(),
             "peak_train_bytes": self.clocks.peaks["train"], "peak_eval_bytes": self.clocks.peaks["eval"],
         }  # fmt: skip
         self._write(row, sync=True)
@@ -194,7 +167,7 @@ class Loop:
             raise FloatingPointError(f"dev loss {loss} after step {row['step']}")
         if self.best is None or _merit(row, self.bench.spec.task.metric) > _merit(self.best, self.spec.task.metric):
             self.best = row
-            self.snapshot = [p.to("cpu", copy=True) for p in self.bench.trainable]
+            self.chosen = Chosen(row["step"], [p.to("cpu", copy=True) for p in self.bench.trainable])
 
     # ---- the end -----------------------------------------------------------------------------------------------
 
@@ -202,20 +175,20 @@ class Loop:
         metrics: dict[str, Any] = {"dev": self.best["metrics"]} if self.best else {}
         chosen = self.best["step"] if self.best else None
         if status == "completed":
-            assert self.best is not None
+            assert self.chosen is not None
             self.clocks.switch("eval")
-            for p, kept in zip(self.bench.trainable, self.snapshot, strict=True):
+            for p, kept in zip(self.bench.trainable, self.chosen.weights, strict=True):
                 p.copy_(kept)
             metrics["test"] = self._evaluate("test", chosen)["metrics"]
         self.clocks.switch("rest")
-        self._flush()
+        self.trail.stop(self._evaluated, self.chosen)
         starts = {split: self.record.evals(split, 0) for split in ("dev", "test")}
-        m, peaks, reserved = self.meter, self.clocks.peaks, self.clocks.reserved
+        peaks, reserved = self.clocks.peaks, self.clocks.reserved
         row = {
             "kind": "end", "status": status, "reason": reason, "chosen_step": chosen, "metrics": metrics,
             "start": {split: rows[0]["metrics"] for split, rows in starts.items() if rows},
-            "n_step": self.n_step, "n_forward": m.n_forward, "n_backward": m.n_backward, "n_example": m.n_example,
-            "n_token": m.n_token, **self._seconds(), "rest_s": round(self.clocks.seconds["rest"], 3),
+            "n_step": self.n_step, **self.meter.counts(), **self._seconds(),
+            "rest_s": round(self.clocks.seconds["rest"], 3),
             "first_step_s": round(self.first_step_s, 4), "peak_train_bytes": peaks["train"],
             "peak_eval_bytes": peaks["eval"], "peak_reserved_bytes": reserved["train"],
             "memory_kind": self.clocks.memory_kind, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -228,34 +201,20 @@ class Loop:
     # ---- resuming ----------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Replay the trajectory, so that the run goes on as if it had not broken off."""
-        made = self.record.rows[0]
-        ours, theirs = self.bench.source["fingerprint"], made["source"].get("fingerprint")
-        for what, same in (("weights", ours == theirs), ("rows", self.bench.rows == made["rows"])):
-            if not same:
-                raise RecordError(
-                    f"{self.record.path}: was made with other {what} than these; move it away or use another out"
-                )
-        entries = self.trajectory.entries if self.trajectory is not None else []
-        mark = self.trajectory.mark if self.trajectory is not None else Mark()
-        dev = self.record.evals("dev", mark.step)
-        if self.trajectory is not None:  # an evaluation whose place the trajectory lost is made again
-            reached = {e.step for e in entries if e.evaluation}
-            dev = [row for row in dev if row["step"] in reached]
-        self.dev = dev
-        if any(row["metrics"]["loss"] is None for row in dev):  # broken off right before the end row that this leads to
+        """Bring the run back to where it can go on, so that it ends as if it had not broken off."""
+        check_same(self.record, self.bench)
+        self.dev = self.trail.find(self.record)
+        if any(row["metrics"]["loss"] is None for row in self.dev):  # broken off right before the end row it leads to
             raise FloatingPointError("dev loss not finite")
-        best = max(dev, key=lambda r: _merit(r, self.spec.task.metric)) if dev else None
-        if isinstance(self.optimizer, ZOOptimizer):
-            for entry in entries:
-                apply(self.optimizer.ledger, entry.ops)
-                if best is not None and entry.evaluation and entry.step == best["step"]:
-                    self._choose(best)
-            self._go_on_from(mark)
-            self.optimizer.n_step = self.n_step
-        elif best is not None:
-            self._choose(best)  # a first-order run has no trajectory: it starts again, from its evaluation at step 0
-        self.clocks.seconds["eval"] = dev[-1]["eval_s"] if dev else 0.0
+        best = max(self.dev, key=lambda row: _merit(row, self.spec.task.metric), default=None)
+
+        def choose() -> None:
+            assert best is not None
+            self._choose(best)
+
+        self.trail.travel(None if best is None else best["step"], choose)
+        self._go_on_from(self.trail.mark)
+        self.clocks.seconds["eval"] = self.dev[-1]["eval_s"] if self.dev else 0.0
         self._write(
             {
                 "kind": "resume",
@@ -271,12 +230,17 @@ class Loop:
 
     def _go_on_from(self, mark: Mark) -> None:
         m = self.meter
-        self._mark, self.n_step, self.first_step_s = mark, mark.step, mark.first_step_s
-        m.n_forward, m.n_backward, m.n_example, m.n_token = mark.spent
+        self.n_step, self.first_step_s = mark.step, mark.first_step_s
+        if mark.step > 0:  # else all that was spent is what building cost, and that is known
+            m.n_forward, m.n_backward, m.n_example, m.n_token, m.n_jvp = mark.spent
         self.clocks.seconds["train"] = mark.train_s
         self.window = Window(list(mark.losses), mark.projected_grad)
 
     # ---- rows --------------------------------------------------------------------------------------------------
+
+    @property
+    def _evaluated(self) -> list[int]:
+        return [row["step"] for row in self.dev]
 
     def _progress(self) -> float:
         seconds = self.clocks.elapsed("train")

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zobench.engine.direction import Direction, Distribution
-from zobench.engine.ledger import Commit, Ledger, Move, Op, Rounding
+from zobench.engine.direction import Coordinate, Direction, Distribution, Mask, MaskKind, MaskScope
+from zobench.engine.ledger import Ledger
+from zobench.engine.ops import Axis, Commit, Copied, Move, Op, Rounding
+from zobench.engine.rules import Rule
 from zobench.engine.stream import NOISE_VERSION
 from zobench.record import RecordError
 
@@ -28,13 +30,26 @@ SUFFIX = ".trajectory.gz"
 
 @dataclass(frozen=True)
 class Header:
-    """What the moves mean. ``tensors``: SHA-256 over the ids and sizes of the swept tensors."""
+    """What the moves mean. ``tensors``: SHA-256 over the ids and sizes of the swept tensors; ``blocks``: how they are
+    parted; ``mask`` to ``resample``: see `ZOOptimizer`."""
 
     seed: int
     distribution: Distribution
     rounding: Rounding
     tensors: str
     noise: int = NOISE_VERSION
+    blocks: str = "all"
+    mask: MaskKind | None = None
+    sparsity: float = 0.0
+    mask_scope: MaskScope = "layer"
+    resample: int = 1
+
+    def direction(self, step: int, probe: int, blocks: tuple[int, ...] | None) -> Direction:
+        """The direction that an entry names."""
+        mask = None
+        if self.mask is not None:
+            mask = Mask(self.mask, self.sparsity, self.mask_scope, self.seed, step // self.resample)
+        return Direction(self.seed, step, probe, self.distribution, blocks, mask)
 
 
 @dataclass
@@ -50,15 +65,16 @@ class Entry:
 @dataclass
 class Mark:
     """What a run needs to go on after ``step`` steps, besides its weights. ``spent``: forwards, backwards, examples,
-    tokens; ``train_s``: seconds of training; ``first_step_s``: of these, the first step's; ``losses``: of the steps
-    since the last step row; ``projected_grad``: of the last step."""
+    tokens, tangents; ``train_s``: seconds of training; ``first_step_s``: of these, the first step's; ``losses``: of
+    the steps since the last step row; ``projected_grad``: of the last step; ``memory``: the optimizer's."""
 
     step: int = 0
-    spent: tuple[int, int, int, int] = (0, 0, 0, 0)
+    spent: tuple[float, float, int, int, float] = (0, 0, 0, 0, 0)
     train_s: float = 0.0
     first_step_s: float = 0.0
     losses: list[float] = field(default_factory=list)
     projected_grad: float | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 class Trajectory:
@@ -144,8 +160,10 @@ def apply(ledger: Ledger, ops: Iterable[Op]) -> None:
     for op in ops:
         if isinstance(op, Move):
             ledger.move_to(op.point)
+        elif isinstance(op, Commit):
+            ledger.commit(op.point, op.decay, op.rule, op.blocks)
         else:
-            ledger.commit(op.point, op.decay)
+            ledger.copy(op.what)
 
 
 def _read(path: Path) -> tuple[Header | None, list[Entry], Mark, int]:
@@ -162,11 +180,15 @@ def _read(path: Path) -> tuple[Header | None, list[Entry], Mark, int]:
         if header.noise != NOISE_VERSION:
             raise RecordError(f"{path}: made with noise version {header.noise}; this zobench has {NOISE_VERSION}")
         found = [json.loads(line) for line in lines[1:]]
-        marks = [Mark(**{**row["mark"], "spent": tuple(row["mark"]["spent"])}) for row in found if "mark" in row]
+        marks = [Mark(**{**row["mark"], "spent": _spent(row["mark"]["spent"])}) for row in found if "mark" in row]
         entries = [_unpacked(row, header) for row in found if "mark" not in row]
         return header, entries, marks[-1] if marks else Mark(), good
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise RecordError(f"{path}: not a trajectory ({error})") from error
+
+
+def _spent(numbers: list[Any]) -> tuple[Any, ...]:
+    return (*numbers, *[0] * (5 - len(numbers)))  # tangents came later
 
 
 def _members(data: bytes) -> tuple[str, int]:
@@ -186,17 +208,46 @@ def _members(data: bytes) -> tuple[str, int]:
 
 
 def _packed(entry: Entry) -> dict[str, Any]:
-    ops: list[list[Any]] = []
-    for op in entry.ops:
-        point = [[z.step, z.probe, c] for z, c in op.point.items()]
-        ops.append(["m", point] if isinstance(op, Move) else ["c", point, op.decay])
-    return {"eval" if entry.evaluation else "step": entry.step, "ops": ops}
+    return {"eval" if entry.evaluation else "step": entry.step, "ops": [_packed_op(op) for op in entry.ops]}
+
+
+def _packed_op(op: Op) -> list[Any]:
+    if isinstance(op, Copied):
+        return [op.what]
+    point = [_packed_term(z, c) for z, c in op.point.items()]
+    if isinstance(op, Move):
+        return ["m", point]
+    more = [None if op.rule is None else [op.rule.kind, op.rule.values], op.blocks]
+    return ["c", point, op.decay, *(more if more != [None, None] else [])]
+
+
+def _packed_term(z: Axis, c: float) -> list[Any]:
+    if isinstance(z, Coordinate):
+        return ["e", z.tensor, z.index, c]
+    return [z.step, z.probe, c] if z.blocks is None else [z.step, z.probe, c, z.blocks]
 
 
 def _unpacked(row: dict[str, Any], header: Header) -> Entry:
-    ops: list[Op] = []
-    for name, point, *rest in row["ops"]:
-        named = {Direction(header.seed, step, probe, header.distribution): float(c) for step, probe, c in point}
-        ops.append(Move(named) if name == "m" else Commit(named, float(rest[0])))
     evaluation = "eval" in row
+    ops = [_unpacked_op(op, header) for op in row["ops"]]
     return Entry(int(row["eval" if evaluation else "step"]), evaluation, ops)
+
+
+def _unpacked_op(packed: list[Any], header: Header) -> Op:
+    name, *rest = packed
+    if name in ("snapshot", "swap"):
+        return Copied(name)
+    if name not in ("m", "c"):
+        raise ValueError(f"no operation {name}")
+    point = dict(_unpacked_term(term, header) for term in rest[0])
+    if name == "m":
+        return Move(point)
+    rule, blocks = rest[2:] if len(rest) > 2 else (None, None)
+    return Commit(point, float(rest[1]), rule and Rule(rule[0], tuple(map(float, rule[1]))), blocks and tuple(blocks))
+
+
+def _unpacked_term(term: list[Any], header: Header) -> tuple[Axis, float]:
+    if term[0] == "e":
+        return Coordinate(int(term[1]), int(term[2])), float(term[3])
+    step, probe, c, *blocks = term
+    return header.direction(step, probe, tuple(blocks[0]) if blocks else None), float(c)

@@ -8,22 +8,32 @@ from typing import Any, Literal
 from torch import Tensor
 
 from zobench.objective import Objective
-from zobench.optim.base import StepInfo, ZOOptimizer, info_of
+from zobench.optim.base import ZOOptimizer, info_of
+from zobench.optim.step import StepInfo
 
 
 class ZOSGD(ZOOptimizer):
     """Zeroth-order SGD with finite-difference estimates, in place (MeZO).
 
-    Malladi et al. 2023, arXiv 2305.17333, Algorithms 1 (q = 1) and 2 (q > 1):
+    Malladi et al. 2023, arXiv 2305.17333, Algorithms 1 (q = 1) and 2 (n-SPSA, q > 1):
 
         two-sided   g_j = (L(theta + eps z_j) - L(theta - eps z_j)) / (2 eps)
         one-sided   g_j = (L(theta + eps z_j) - L(theta)) / eps, L(theta) evaluated once for all j
         update      theta <- (1 - lr wd) theta - (lr / q) sum_j g_j z_j
 
     eps: ``zo_eps``, wd: ``weight_decay``, E|z_j|^2 = d, so lr is the paper's lr.
-    Forwards a step: 2 q two-sided, q + 1 one-sided. Extra memory: none. Linear: yes.
-    Departures: the q directions of a step share its minibatch (Algorithm 2 draws one each); weight decay leaves out
-    biases and norms, as the released code does.
+    Forwards a step: 2 q two-sided, q + 1 one-sided (2 q with fresh minibatches). Extra memory: none. Linear: yes.
+    Departures: the q directions of a step share its minibatch, unless ``fresh_batches`` gives each its own, as
+    Algorithm 2 does; weight decay leaves out biases and norms, as MeZO's code does.
+    Released code: perturbs out of place, with temporaries of several times the largest tensor; draws z from the global
+    generator, so that it depends on device, dtype and parameter order; keeps the loss in half precision, where the
+    difference of two losses is a few ulp; ZO-Bench's ignores weight decay.
+
+    Args:
+        sides: two or one.
+        q_schedule: constant, or linear: q grows from 1 with the share of the budget that is spent, to
+            max(1, floor(q progress)).
+        fresh_batches: each direction is evaluated on a minibatch of its own.
     """
 
     def __init__(
@@ -31,23 +41,36 @@ class ZOSGD(ZOOptimizer):
         params: Iterable[tuple[str, Tensor]],
         *,
         sides: Literal["two", "one"],
+        q_schedule: Literal["constant", "linear"] = "constant",
+        fresh_batches: bool = False,
         **shared: Any,
     ) -> None:
         super().__init__(params, **shared)
-        self.sides = sides
+        self.sides, self.q_schedule, self.fresh_batches = sides, q_schedule, fresh_batches
 
     @property
-    def forwards_per_step(self) -> int:
-        return 2 * self.q if self.sides == "two" else self.q + 1
+    def n_direction(self) -> int:
+        """Directions of the present step."""
+        return self.q if self.q_schedule == "constant" else max(1, int(self.q * self.progress))
+
+    @property
+    def evaluations(self) -> int:
+        return self.n_direction + (self.n_direction if self.sides == "two" or self.fresh_batches else 1)
+
+    @property
+    def minibatches(self) -> int:
+        return self.q if self.fresh_batches else 1
 
     def step(self, objective: Objective) -> StepInfo:  # type: ignore[override]
-        if self.sides == "two":
-            estimates = [self.two_point(objective, z) for z in self.directions()]
-        else:
-            self.ledger.home()
-            base = float(objective())
-            estimates = [self.one_sided(objective, z, base) for z in self.directions()]
-        self.ledger.commit(
-            {e.direction: -self.lr / self.q * e.slope for e in estimates}, decay=self.lr * self.weight_decay
-        )
+        estimates, base = [], None
+        for j, z in enumerate(self.directions(self.n_direction)):
+            at = objective.query(j) if self.fresh_batches else objective
+            if self.sides == "two":
+                estimates.append(self.two_point(at, z))
+                continue
+            if base is None or self.fresh_batches:
+                self.ledger.home()
+                base = float(at())
+            estimates.append(self.one_sided(at, z, base))
+        self.commit({e.direction: -self.lr / len(estimates) * e.slope for e in estimates})
         return info_of(estimates)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
 from zobench.config import Range, nearest
-from zobench.models import ModelError, keyed_rng
+from zobench.models import ModelError, keyed_rng, without_input_gradients
 from zobench.schemes.base import Scheme
 
 
@@ -22,6 +22,7 @@ class LoRA(Scheme):
         name: as in conf/scheme.
         r: rank. alpha: numerator of the scale.
         targets: names of the modules that get an adapter.
+        base: frozen; or trained, with A and B, say by a hybrid of two optimizers.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class LoRA(Scheme):
         r: Annotated[int, Range(least=1)],
         alpha: Annotated[float, Range(above=0)],
         targets: Sequence[str],
+        base: Literal["frozen", "trained"] = "frozen",
     ) -> None:
         super().__init__(name=name)
-        self.r, self.alpha, self.targets = r, alpha, list(targets)
+        self.r, self.alpha, self.targets, self.base = r, alpha, list(targets), base
 
     def apply(self, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
         """See `Scheme`.
@@ -59,4 +61,7 @@ class LoRA(Scheme):
                 wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
             except ValueError as error:
                 raise ModelError(f"scheme.targets: {str(error).splitlines()[0]}") from error
+        without_input_gradients(model)
+        if self.base == "trained":
+            wrapped.requires_grad_(True)
         return wrapped.train(model.training)

@@ -1,0 +1,90 @@
+"""Forwards replayed as CUDA graphs: one launch where an eager forward of a small model is hundreds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zobench.scoring import Batch
+
+KEPT = 128  # graphs: more than the shapes of a task's minibatches
+WARM_UP = 2  # eager calls before a capture, in which libraries make their workspaces
+
+
+@dataclass
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    given: Batch
+    scores: Tensor
+
+
+class GraphedScorer:
+    """Scores of batches, by a CUDA graph for each shape of batch.
+
+    A graph reads the weights where they lie, so they may change between calls but not move. Batches of a shape that was
+    not seen before are captured, which takes a few forwards' time; all graphs share one pool of memory, so they need no
+    more than the largest of them. Not differentiable.
+
+    Args:
+        score: (B, n_option) float32 scores of a batch, a function of the batch and the weights alone.
+    """
+
+    def __init__(self, score: Callable[[Batch], Tensor]) -> None:
+        self._score = score
+        self._captured: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
+        self._pool: Any = None
+        self.why_eager: str | None = None  # why no graph is used any more
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """See ``score``. The result is the caller's own."""
+        if self.why_eager is not None:
+            return self._score(batch)
+        shape = tuple(tuple(tensor.shape) for tensor in _tensors(batch))
+        if shape not in self._captured:
+            try:
+                self._captured[shape] = self._capture(batch)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.why_eager = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                self._captured.clear()
+                return self._score(batch)
+            if len(self._captured) > KEPT:
+                self._captured.popitem(last=False)
+        found = self._captured[shape]
+        self._captured.move_to_end(shape)
+        for static, tensor in zip(_tensors(found.given), _tensors(batch), strict=True):
+            static.copy_(tensor)
+        found.graph.replay()
+        return found.scores.clone()
+
+    def _capture(self, batch: Batch) -> _Captured:
+        """A graph of one shape, its input a copy of the batch."""
+        given = dataclasses.replace(
+            batch, ids=batch.ids.clone(), option_ids=batch.option_ids.clone(), rows=batch.rows.clone(),
+            columns=batch.columns.clone(), counts=None if batch.counts is None else batch.counts.clone(),
+        )  # fmt: skip
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._score(given)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            scores = self._score(given)
+        return _Captured(graph, given, scores)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """What the scores of a batch depend on."""
+    always = [batch.ids, batch.option_ids, batch.rows, batch.columns]
+    return always if batch.counts is None else [*always, batch.counts]

@@ -1,0 +1,53 @@
+"""Config nodes of the optimizers that another optimizer is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zobench.config import bind, issubclass_of_torch_optimizer, locate, parameters, value_problem
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.first_order import FirstOrder
+
+GIVEN = ("params", "seed", "rounding", "n_layer")  # arguments that a node does not set
+
+
+def parsed(node: Mapping[str, Any], lr: float | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A node's class and the arguments that it sets."""
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    if lr is not None:
+        arguments["lr"] = lr
+    return locate(node["_target_"]), arguments
+
+
+def problems_of(key: str, node: object, lr_key: str, lr: object) -> list[str]:
+    """What is wrong with the node of a part, whatever it is."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        return [f"{key}: has no _target_, so nothing says which optimizer it is"]
+    target, arguments = node["_target_"], {k: v for k, v in node.items() if k != "_target_"}
+    found = []
+    if lr is not None:
+        own = arguments.pop("lr", None)
+        if own is not None:
+            found.append(f"{key}.lr={own}: {lr_key}={lr} says it, too; set {lr_key} alone")
+        arguments["lr"] = lr
+    if key == "first":
+        hint = parameters(FirstOrder)["max_grad_norm"][0]
+        problem = value_problem("first.max_grad_norm", arguments.pop("max_grad_norm", None), hint)
+        found += [problem] if problem else []
+    if unfit := unfit_for(key, target):
+        return [*found, f"{key}._target_={target}: {unfit}"]
+    return found + bind(key, target, arguments, GIVEN)
+
+
+def unfit_for(key: str, target: str) -> str | None:
+    """Why a class cannot be that of a part; one that cannot be imported is left to `bind`."""
+    with contextlib.suppress(ImportError, AttributeError, ValueError):
+        called = locate(target)
+        is_zo = isinstance(called, type) and issubclass(called, ZOOptimizer)
+        if key == "zeroth" and not is_zo:
+            return "must be a zeroth-order optimizer, such as zobench.optim.zo_sgd.ZOSGD"
+        if key == "first" and (hasattr(called, "replayable") or not issubclass_of_torch_optimizer(called)):
+            return "must be a first-order optimizer, such as torch.optim.AdamW"
+    return None
