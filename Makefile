@@ -37,7 +37,7 @@ demo: setup ## a small sweep on the CPU, its tables and plot (minutes, no downlo
 	@echo "              $(PY) -m runners.train model=opt-125m task=sst2 scheme=lora optimizer=zo_sgd   (from the hub)"
 
 test: setup ## the tests
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal
 
 lint: setup ## ruff
 	@$(PY) -m ruff check .

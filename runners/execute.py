@@ -95,9 +95,9 @@ def hush() -> None:
 
 
 def _free() -> None:
-    """Give back what earlier runs of this process left behind, so that peaks are of one run."""
-    gc.collect()
+    """Give back what earlier runs of this process left on the GPU, so that peaks are of one run."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
         torch.cuda.empty_cache()
 
 

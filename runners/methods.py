@@ -97,7 +97,7 @@ def _section(name: str, node: dict[str, Any], fields: dict[str, str]) -> str:
         lines += [fields["where"], ""]
     lines += [f"- {key}: {fields[key]}" for key in FIELDS if fields.get(key)]
     own = OmegaConf.load(CONF / "optimizer" / f"{name}.yaml")
-    settings = {k: v for k, v in node.items() if k in own and k not in ELSEWHERE}
+    settings = {k: v for k, v in node.items() if k in own and k not in ELSEWHERE and not isinstance(v, dict)}
     if settings:
         lines.append("- Settings: " + ", ".join(f"`{k}={'null' if v is None else v}`" for k, v in settings.items()))
     for scheme, grid in node["search"].items():

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-import yaml
 
+from runners.compose import compose
 from zobench.config import (
     ConfigError,
     Range,
@@ -22,7 +22,7 @@ from zobench.config import (
     unknown,
     value_problem,
 )
-from zobench.run import DESCRIPTIVE
+from zobench.run import DESCRIPTIVE, arguments_of_optimizer
 
 ROOT = Path(__file__).parents[1]
 Share = Annotated[float, Range(least=0.0, below=1.0)]
@@ -116,7 +116,7 @@ def test_names_are_suggested_where_one_is_near() -> None:
 # ---- calls ----------------------------------------------------------------------------------------------------------
 
 ZO = "zobench.optim.zo_sgd.ZOSGD"
-ZO_GIVEN = ("params", "seed", "rounding")
+ZO_GIVEN = ("params", "seed", "rounding", "n_layer")
 GOOD_ZO = {
     "lr": 1e-6, "zo_eps": 1e-3, "q": 1, "sides": "two", "distribution": "gaussian", "weight_decay": 0.0,
 }  # fmt: skip
@@ -147,8 +147,9 @@ def test_all_problems_come_at_once() -> None:
     assert found == [
         "optimizer.lr=-1: must be > 0",
         "optimizer.q=0: must be >= 1",
-        "optimizer.zo_epss: no such argument of zobench.optim.zo_sgd.ZOSGD; it has distribution, lr, q, sides, "
-        "weight_decay, zo_eps (did you mean zo_eps?)",
+        "optimizer.zo_epss: no such argument of zobench.optim.zo_sgd.ZOSGD; it has anneal_every, anneal_factor, "
+        "anneal_ratio, blocks, distribution, fresh_batches, lr, mask, mask_scope, n_block, order, q, q_schedule, "
+        "resample, sides, sparsity, weight_decay, zo_eps (did you mean zo_eps?)",
         "optimizer.zo_eps: zobench.optim.zo_sgd.ZOSGD needs a value for it",
     ]
 
@@ -156,7 +157,7 @@ def test_all_problems_come_at_once() -> None:
 def test_what_the_program_supplies_is_not_for_a_config_to_set() -> None:
     assert bind("optimizer", ZO, GOOD_ZO, ZO_GIVEN) == []
     (problem,) = bind("optimizer", ZO, {**GOOD_ZO, "seed": 3}, ZO_GIVEN)
-    assert problem.startswith("optimizer.seed: no such argument of zobench.optim.zo_sgd.ZOSGD; it has distribution")
+    assert problem.startswith("optimizer.seed: no such argument of zobench.optim.zo_sgd.ZOSGD; it has anneal_every, ")
 
 
 @pytest.mark.parametrize(
@@ -204,26 +205,26 @@ def test_arguments_of_bases_count_where_a_class_passes_them_on() -> None:
     assert set(parameters(locate("zobench.budget.Budget"))) == {"unit", "amount", "n_eval"}
 
 
-YAMLS = [path for path in sorted((ROOT / "conf").glob("*/*.yaml")) if "\n_target_:" in path.read_text()]
+YAMLS = [path for path in sorted((ROOT / "conf").glob("*/[!_]*.yaml")) if "\n_target_:" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_yaml_fits_what_it_configures(path: Path) -> None:
-    config = yaml.safe_load(path.read_text())
-    target = config.pop("_target_")
+    group = path.parent.name
+    config, problems = compose([f"{group}={path.stem}"])
+    assert config is not None
+    assert problems == []
+    node = config[group]
+    target = node.pop("_target_")
     is_optimizer = issubclass_of_torch_optimizer(locate(target))
-    dropped = {*DESCRIPTIVE} if is_optimizer else set()
+    dropped = {*DESCRIPTIVE, "max_grad_norm"} if is_optimizer else set()
     if "name" not in parameters(locate(target)):
         dropped.add("name")  # every yaml has one; not every class asks for it
-    # Interpolations (${...}) are Hydra's to resolve; here something of their kind stands in.
-    stand_in = 1e-3 if is_optimizer else None
-    arguments = {
-        key: stand_in if isinstance(value, str) and value.startswith("${") else value
-        for key, value in config.items()
-        if key not in dropped
-    }
+    if is_optimizer:
+        node = arguments_of_optimizer(node)  # and those of the optimizers that it is made of
+    arguments = {key: value for key, value in node.items() if key not in dropped}
     given = ZO_GIVEN if target.startswith("zobench.optim") else ("params",) if is_optimizer else ()
-    assert bind(path.parent.name, target, arguments, given) == []
+    assert bind(group, target, arguments, given) == []
 
 
 # ---- a function's own values ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis import build
+from runners import methods
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = sorted(path.parent for path in ROOT.glob("results/*/README.md"))
@@ -55,3 +56,14 @@ def test_the_precision_page_says_what_the_records_say() -> None:
     rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
     said = {cells[1]: cells[5] for cells in rows if len(cells) == 8 and cells[1] in measured}
     assert said == measured
+
+
+def test_the_methods_page_says_what_docstrings_and_yamls_say() -> None:
+    assert methods.PAGE.read_text() == methods.page(), "run make methods"
+
+
+def test_every_method_states_its_cost() -> None:
+    for path in sorted((ROOT / "conf/optimizer").glob("[!_]*.yaml")):
+        row = next(line for line in methods.page().splitlines() if line.startswith(f"| [{path.stem}]"))
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        assert all(cells), row

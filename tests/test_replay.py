@@ -15,7 +15,7 @@ from conftest import ADAMW, COURSES, ZO, FailOnce, Lab, same
 from runners import execute as execution
 from runners.replay import replay
 from zobench.engine.direction import Direction
-from zobench.engine.ledger import Commit, Move
+from zobench.engine.ops import Commit, Move
 from zobench.models import fingerprint
 from zobench.record import RecordError
 from zobench.save import save
@@ -162,10 +162,10 @@ def test_a_trajectory_reads_back_what_was_written(tmp_path: Path) -> None:
         z = [Direction(3, step, probe, "rademacher") for probe in range(2)]
         point = {each: float(rng.standard_normal() * 10.0 ** rng.integers(-12, 3)) for each in z}
         entries.append(Entry(step, False, [Move({z[0]: 1e-3}), Commit(point, 1e-7 / 3)]))
-        written.append(entries[-1], Mark(step, (2 * step, 0, 32 * step, 7), 0.1 * step, 0.1, [0.1] * step, 1 / 3))
+        written.append(entries[-1], Mark(step, (2 * step, 0, 32 * step, 7, 0), 0.1 * step, 0.1, [0.1] * step, 1 / 3))
         if step % 2:
             written.flush()
     found = Trajectory(written.path, header)
     assert found.entries == entries
-    assert found.mark == Mark(5, (10, 0, 160, 7), 0.5, 0.1, [0.1] * 5, 1 / 3)
+    assert found.mark == Mark(5, (10, 0, 160, 7, 0), 0.5, 0.1, [0.1] * 5, 1 / 3)
     assert read(written.path) == (header, entries)

@@ -20,15 +20,15 @@ RUN_KEYS = {
     "source", "params", "forwards_per_step", "started",
 }  # fmt: skip
 EVAL_KEYS = {
-    "kind", "step", "split", "metrics", "n_example", "n_forward", "n_backward", "train_s", "eval_s",
+    "kind", "step", "split", "metrics", "n_example", "n_forward", "n_backward", "n_jvp", "train_s", "eval_s",
     "peak_train_bytes", "peak_eval_bytes",
 }  # fmt: skip
 END_KEYS = {
-    "kind", "status", "reason", "chosen_step", "metrics", "start", "n_step", "n_forward", "n_backward", "n_example",
-    "n_token", "train_s", "eval_s", "rest_s", "first_step_s", "peak_train_bytes", "peak_eval_bytes",
+    "kind", "status", "reason", "chosen_step", "metrics", "start", "n_step", "n_forward", "n_backward", "n_jvp",
+    "n_example", "n_token", "train_s", "eval_s", "rest_s", "first_step_s", "peak_train_bytes", "peak_eval_bytes",
     "peak_reserved_bytes", "memory_kind", "finished",
 }  # fmt: skip
-STEP_KEYS = {"kind", "step", "loss", "lr", "n_forward", "n_backward", "n_example", "n_token", "train_s"}
+STEP_KEYS = {"kind", "step", "loss", "lr", "n_forward", "n_backward", "n_jvp", "n_example", "n_token", "train_s"}
 
 
 @pytest.mark.parametrize(("overrides", "forwards", "backwards"), [(ZO, 2, 0), (LORA, 2, 0), (ADAMW, 1, 1)],

@@ -13,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from zobench import scoring
 from zobench.evaluate import evaluate
-from zobench.objective import Meter, TaskObjective
+from zobench.layers import Layers
+from zobench.objective import Meter, Others, TaskObjective
 from zobench.scoring import Scorer, collate
 from zobench.tasks.encoding import Encoded
 
@@ -142,8 +143,10 @@ def test_a_batch_scores_as_its_examples_alone(examples: list[Encoded]) -> None:
 @torch.no_grad()
 def test_losses_of_a_mixed_batch_are_those_of_its_examples_alone() -> None:
     scorer = Scorer(_model())
-    together = TaskObjective(scorer, collate(MIXED, CPU, PAD), Meter()).per_example()
-    alone = torch.cat([TaskObjective(scorer, collate([e], CPU, PAD), Meter()).per_example() for e in MIXED])
+    together = TaskObjective(scorer, Layers(scorer.model), [collate(MIXED, CPU, PAD)], Meter()).per_example()
+    alone = torch.cat(
+        [TaskObjective(scorer, Layers(scorer.model), [collate([e], CPU, PAD)], Meter()).per_example() for e in MIXED]
+    )
     _assert_close(together, alone)
 
 
@@ -187,7 +190,7 @@ def test_half_precision_models_give_float32_scores(examples: list[Encoded]) -> N
         expected = torch.stack(rows).view(batch.n_example, -1)
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(scores, scores.bfloat16().float())
-    assert TaskObjective(Scorer(model), batch, Meter())().dtype == torch.float32
+    assert TaskObjective(Scorer(model), Layers(model), [batch], Meter())().dtype == torch.float32
 
 
 @torch.no_grad()
@@ -203,7 +206,7 @@ def test_gradients_are_the_references(family: str, examples: list[Encoded], monk
     model = _model(family)
     plain = copy.deepcopy(model)
     meter = Meter()
-    loss = TaskObjective(Scorer(model), collate(examples, CPU, PAD), meter).backward()
+    loss = TaskObjective(Scorer(model), Layers(model), [collate(examples, CPU, PAD)], meter).backward()
     scores = torch.stack([_reference(plain, example) for example in examples])
     expected = cross_entropy(scores, torch.tensor([example.label[0] for example in examples]))
     expected.backward()  # type: ignore[no-untyped-call]
@@ -218,13 +221,14 @@ def test_gradients_are_the_references(family: str, examples: list[Encoded], monk
 def test_the_meter_counts_what_was_done() -> None:
     meter, model = Meter(), _model()
     small, large = collate(SINGLE[:1], CPU, PAD), collate(MANY, CPU, PAD)
-    objective = TaskObjective(Scorer(model), small, meter)
+    others = Others(lambda j: [large] * j, lambda: ([small, large], 2))
+    objective = TaskObjective(Scorer(model), Layers(model), [small], meter, minibatches=others)
     losses = [objective(), objective()]
     assert torch.equal(losses[0], losses[1])
     assert losses[0].ndim == 0
     assert not losses[0].requires_grad
     assert (meter.n_forward, meter.n_backward, meter.n_example, meter.n_token) == (2, 0, 2, 6)
-    other = objective.at(large)  # shares the meter
+    other = objective.query(1)  # shares the meter
     other.backward()
     assert (meter.n_forward, meter.n_backward, meter.n_example) == (3, 1, 5)
     assert meter.n_token == 6 + large.n_token
@@ -232,6 +236,8 @@ def test_the_meter_counts_what_was_done() -> None:
         assert other.per_example().shape == (3,)
     assert (meter.n_forward, meter.n_backward, meter.n_example) == (4, 1, 8)
     assert meter.cost == 4 + 2 * 1
+    objective.full()()
+    assert (meter.n_forward, meter.n_example) == (6, 8 + 1 + 3)
 
 
 @pytest.mark.parametrize("examples", [SINGLE * 3, MANY * 2, MIXED * 2])

@@ -22,7 +22,7 @@ _DIGIT = 15  # bits of the magnitude that a pass sorts by, 2^15 counters
 def fill(groups: list[list[Slot]], share: float, smallest: bool) -> None:
     """Set the bits of every slot: in each group of slots, the round(share n) elements of least (or greatest) |theta|.
 
-    Of equal magnitudes those of lower index are kept, in the order of the slots. Memory: 2^22 elements at a time.
+    Of equal magnitudes those of lower index count as less, in the order of the slots. Memory: 2^22 elements at a time.
     """
     for slots in groups:
         n = sum(slot.weight.numel() for slot in slots)

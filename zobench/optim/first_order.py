@@ -84,7 +84,11 @@ class FirstOrder:
         Raises:
             FloatingPointError: the loss, or a norm to clip, is not finite; the weights are as before the step.
         """
-        loss = float(objective.backward())
+        try:
+            loss = float(objective.backward())
+        except BaseException:
+            self._forget_gradients()
+            raise
         if not math.isfinite(loss):
             self._forget_gradients()  # who catches this may go on with another minibatch
             raise FloatingPointError(f"loss {loss}")

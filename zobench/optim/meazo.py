@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,13 @@ class MEAZO(ZOOptimizer):
     ) -> None:
         super().__init__(params, **shared)
         self.beta2, self.adam_eps = beta2, adam_eps
+
+    @classmethod
+    def conflicts(cls, arguments: Mapping[str, Any]) -> list[str]:
+        found = super().conflicts(arguments)
+        if arguments.get("order") == "random":
+            found.append("order=random: v is of blocks that come back each step; use gauss_seidel or jacobi")
+        return found
 
     @property
     def evaluations(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from zobench.layers import share
 from zobench.objective import Objective
 from zobench.optim.base import ZOOptimizer, info_of
 from zobench.optim.step import StepInfo
@@ -56,6 +57,14 @@ class ZOSGD(ZOOptimizer):
     @property
     def evaluations(self) -> int:
         return self.n_direction + (self.n_direction if self.sides == "two" or self.fresh_batches else 1)
+
+    @property
+    def forwards_per_step(self) -> float:
+        said = super().forwards_per_step
+        if not self.fresh_batches or self.blocks == "all" or self.order == "random":
+            return said
+        below = sum(1.0 - share(min(part.layer, self._n_layer), self._n_layer) for part in self._parts)
+        return said + (self.evaluations - 2) * below  # of another minibatch no lower layer's output is known
 
     @property
     def minibatches(self) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from zobench.config import Range
+from zobench.config import Range, require
 from zobench.engine.rules import Rule
 from zobench.objective import Objective
 from zobench.optim.base import Count, ZOOptimizer, info_of
@@ -42,13 +42,15 @@ class ZOSGDMomentum(ZOOptimizer):
         history: Count | None,
         **shared: Any,
     ) -> None:
+        own = {"momentum": momentum, "history": history}
+        require(ZOSGDMomentum.__init__, own, self.conflicts({**shared, **own}))
         self.momentum, self.history = momentum, history
         self.n_state = 1 if history is None else 0
         super().__init__(params, **shared)
 
     @classmethod
     def is_linear(cls, arguments: Mapping[str, Any]) -> bool:
-        return arguments.get("history") is not None
+        return arguments.get("history", 1) is not None  # the base asks again, of what all methods share
 
     @classmethod
     def conflicts(cls, arguments: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from zobench.config import require
 from zobench.engine.rules import Rule
 from zobench.objective import Objective
 from zobench.optim.base import ZOOptimizer, info_of
@@ -34,12 +35,13 @@ class ZOSGDSign(ZOOptimizer):
     def __init__(
         self, params: Iterable[tuple[str, Tensor]], *, variant: Literal["elementwise", "scalar"], **shared: Any
     ) -> None:
+        require(ZOSGDSign.__init__, {"variant": variant}, self.conflicts({**shared, "variant": variant}))
         super().__init__(params, **shared)
         self.variant = variant
 
     @classmethod
     def is_linear(cls, arguments: Mapping[str, Any]) -> bool:
-        return arguments.get("variant") == "scalar"
+        return bool(arguments.get("variant", "scalar") == "scalar")  # the base asks again, of what all methods share
 
     @property
     def evaluations(self) -> int:
