@@ -309,7 +309,7 @@ def test_one_point_is_the_difference_to_the_step_before() -> None:
     for step in range(N_STEP):
         z = direction(reference, step)
         _set(reference, x + eps * z)
-        loss = float(curved(reference))
+        loss = curved(reference).item()
         slope = 0.0 if before is None else (loss - before) / eps
         x = (1 - lr * SHARED["weight_decay"] * matrices(reference)) * x - lr * slope * z
         before = loss
@@ -323,7 +323,7 @@ def estimate(module: nn.Module, step: int, q: int, eps: float) -> Tensor:
         z, losses = direction(module, step, j), []
         for side in (1, -1):
             _set(module, x + side * eps * z)
-            losses.append(float(curved(module)))
+            losses.append(curved(module).item())
         found += (losses[0] - losses[1]) / (2 * eps) * z / q
     _set(module, x)
     return found

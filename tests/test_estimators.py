@@ -191,7 +191,7 @@ def test_layers_of_other_scales(scale: str, modify: str) -> None:
     """With h = G / d, blockwise: g = (z'h) d z is without bias, and g = (z'h) z has the mean h. E (z'h)^2 |z_b|^2 is
     n_b |h|^2 + 2 |h_b|^2."""
     module, made = begun(ZOSGDVariance, Three, scale=scale, modify=modify, recompute=None)
-    norms = [float(torch.linalg.vector_norm(p)) for _, p in sorted(module.named_parameters())]
+    norms = [torch.linalg.vector_norm(p).item() for _, p in sorted(module.named_parameters())]
     found = samples(module, made)
     d = torch.tensor(made.memory["d"], dtype=torch.float64)
     assert float(d.mean()) == pytest.approx(1.0)
