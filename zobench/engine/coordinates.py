@@ -15,6 +15,7 @@ def nudge(slots: list[Slot], coefs: Mapping[Coordinate, float], commits: Mapping
     """theta <- theta + commit e, weight <- round(theta + coef e) at every coordinate named; all others are not read.
 
     theta is the master, or else the weight. A coordinate that is at both must be in both mappings.
+    Rounds to nearest even in every precision mode, stochastic ones too.
     """
     by_tensor: dict[int, list[Coordinate]] = defaultdict(list)
     for coordinate in {**coefs, **commits}:

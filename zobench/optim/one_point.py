@@ -18,7 +18,8 @@ class OnePoint(ZOOptimizer):
         g_t = (L(theta_t + eps z_t; B_t) - L(theta_t-1 + eps z_t-1; B_t-1)) / eps
         theta <- (1 - lr wd) theta - lr g_t z_t
 
-    The first step only evaluates. Forwards a step: 1. Extra memory: none (one loss). Linear: yes.
+    The first step has g = 0, for want of a loss before it.
+    Forwards a step: 1. Extra memory: none (one loss). Linear: yes.
     Departures: none known.
     Released code: not compared.
     """
