@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from torch import Tensor
-
 from zobench.engine.rules import Rule
-from zobench.objective import Objective
-from zobench.optim.base import Positive, Share, ZOOptimizer, info_of
-from zobench.optim.step import StepInfo
+from zobench.optim.zo_adam import ZOAdam
 
 
-class RAdaZO(ZOOptimizer):
+class RAdaZO(ZOAdam):
     """Refined adaptive zeroth-order optimization: the second moment is that of the first, whose noise is less.
 
     Shu et al. 2025, arXiv 2502.01014:
@@ -32,25 +25,6 @@ class RAdaZO(ZOOptimizer):
         adam_eps: in the units of u^2.
     """
 
-    n_state = 2
-
-    def __init__(
-        self, params: Iterable[tuple[str, Tensor]], *, beta1: Share, beta2: Share, adam_eps: Positive, **shared: Any
-    ) -> None:
-        super().__init__(params, **shared)
-        self.beta1, self.beta2, self.adam_eps = beta1, beta2, adam_eps
-
-    @classmethod
-    def is_linear(cls, arguments: Mapping[str, Any]) -> bool:
-        del arguments
-        return False
-
-    @property
-    def evaluations(self) -> int:
-        return 2 * self.q
-
-    def step(self, objective: Objective) -> StepInfo:  # type: ignore[override]
-        estimates = [self.two_point(objective, z) for z in self.directions()]
-        rule = Rule("r_adazo", (self.lr, self.beta1, self.beta2, self.adam_eps))
-        self.commit({e.direction: e.slope / self.q for e in estimates}, rule)
-        return info_of(estimates)
+    def rule(self, t: int) -> Rule:
+        del t  # no bias correction
+        return Rule("r_adazo", (self.lr, self.beta1, self.beta2, self.adam_eps))

@@ -51,8 +51,10 @@ class ZOAdam(ZOOptimizer):
 
     def step(self, objective: Objective) -> StepInfo:  # type: ignore[override]
         estimates = [self.two_point(objective, z) for z in self.directions()]
-        t = self.n_step + 1
-        rule = Rule("adam", (self.lr, self.beta1, self.beta2, self.adam_eps,
-                             1.0 / (1.0 - self.beta1**t), 1.0 / (1.0 - self.beta2**t)))  # fmt: skip
-        self.commit({e.direction: e.slope / self.q for e in estimates}, rule)
+        self.commit({e.direction: e.slope / self.q for e in estimates}, self.rule(self.n_step + 1))
         return info_of(estimates)
+
+    def rule(self, t: int) -> Rule:
+        """The update of step t, counted from 1."""
+        return Rule("adam", (self.lr, self.beta1, self.beta2, self.adam_eps,
+                             1.0 / (1.0 - self.beta1**t), 1.0 / (1.0 - self.beta2**t)))  # fmt: skip
