@@ -68,9 +68,8 @@ class GraphedScorer:
     def _capture(self, batch: Batch) -> _Captured:
         """A graph of one shape, its input a copy of the batch."""
         given = dataclasses.replace(
-            batch, ids=batch.ids.clone(), option_ids=batch.option_ids.clone(), rows=batch.rows.clone(),
-            columns=batch.columns.clone(), counts=None if batch.counts is None else batch.counts.clone(),
-        )  # fmt: skip
+            batch, **{name: value.clone() for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        )
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -85,6 +84,5 @@ class GraphedScorer:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    """What the scores of a batch depend on."""
-    always = [batch.ids, batch.option_ids, batch.rows, batch.columns]
-    return always if batch.counts is None else [*always, batch.counts]
+    """What the scores of a batch depend on, and its labels."""
+    return [value for value in vars(batch).values() if isinstance(value, Tensor)]

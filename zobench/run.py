@@ -45,7 +45,7 @@ OPTIMIZER_OFF = {
     "anneal_factor": 1.5, "max_grad_norm": None,
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
-SCHEME_OFF = {"base": "frozen"}
+GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen"}, "task": {}, "model": {}}
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
 DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
@@ -113,7 +113,8 @@ class RunSpec:
         for group, keys in PLACES.items():
             config[group] = {key: value for key, value in config[group].items() if key not in keys}
         config["optimizer"] = _identity(config["optimizer"])
-        config["scheme"] = {k: v for k, v in config["scheme"].items() if k not in SCHEME_OFF or v != SCHEME_OFF[k]}
+        for group, off in GROUP_OFF.items():
+            config[group] = {k: v for k, v in config[group].items() if k not in off or v != off[k]}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
         names = [str(self.config[group]["name"]) for group in ("optimizer", "task", "model", "scheme", "precision")]
         return "-".join([*names, f"s{self.seed}", digest])

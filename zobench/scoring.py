@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zobench.body import Body, base_of
 from zobench.tasks.encoding import Encoded
 
 VOCABULARY_CHUNK = 8192  # rows of the head made float32 at a time: 128 MiB at a width of 4096
@@ -27,6 +28,7 @@ class Batch:
     rows: Tensor  # one-token options: (B,) int64; else (N,) int64: the row that predicts each
     columns: Tensor  # like rows: the position that predicts each
     counts: Tensor | None  # None for one-token options; else (R,) int64: option tokens of each row
+    lengths: Tensor  # (R,) int64: tokens of each row, without padding
     n_token: int  # without padding
 
     @property
@@ -78,6 +80,7 @@ def collate(examples: list[Encoded], device: torch.device, pad_id: int) -> Batch
         rows=on_device(where_row),
         columns=on_device(where_column),
         counts=None if single else on_device(counts),
+        lengths=on_device([len(row) for row in rows]),
         n_token=sum(len(row) for row in rows),
     )
 
@@ -97,15 +100,14 @@ class Scorer:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        outer: Any = model
-        base = outer.get_base_model() if hasattr(model, "get_base_model") else outer
-        self.body: nn.Module = getattr(base, base.base_model_prefix)
-        self.head: nn.Linear = base.get_output_embeddings()
+        self._run = Body(model)
+        self.body = self._run.module
+        self.head: nn.Linear = base_of(model).get_output_embeddings()
 
     def hidden(self, batch: Batch) -> Tensor:
         """What the head reads to predict each option token, float32 or wider: (B, d) for one-token options, else
         (N, d)."""
-        hidden: Tensor = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.rows, batch.columns]
+        hidden = self._run(batch.ids, batch.lengths)[batch.rows, batch.columns]
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -24,8 +24,11 @@ class Example:
 
     row: int  # index in the source split
     prompt: str
-    options: tuple[str, ...]
+    options: tuple[str, ...]  # of a generation task: the one text that training teaches
     label: tuple[int, ...]  # indices of the right options
+    suffix: str = ""  # follows the option; for masked models, which have their mask token in the option's place
+    answers: tuple[str, ...] = ()  # of a generation task: the texts that count as right
+    null_prompt: str | None = None  # the prompt without its row, for calibration; None where the task has none
 
 
 @dataclass(frozen=True)
