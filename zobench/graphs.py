@@ -67,9 +67,8 @@ class GraphedScorer:
 
     def _capture(self, batch: Batch) -> _Captured:
         """A graph of one shape, its input a copy of the batch."""
-        given = dataclasses.replace(
-            batch, **{name: value.clone() for name, value in vars(batch).items() if isinstance(value, Tensor)}
-        )
+        copies: dict[str, Any] = {name: v.clone() for name, v in vars(batch).items() if isinstance(v, Tensor)}
+        given = dataclasses.replace(batch, **copies)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
