@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
+
+from zobench.virtual import virtual_of
 
 
 def base_of(model: nn.Module) -> Any:
@@ -23,10 +26,14 @@ class Body:
     def __init__(self, model: nn.Module) -> None:
         base = base_of(model)
         self.module: nn.Module = getattr(base, base.base_model_prefix)
+        self._virtual = virtual_of(model)
 
     def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(R, T, d) hidden states, in the model's dtype, of ids (R, T) int64, of which row r has lengths[r] and
-        padding to their right. What stands at a padded position means nothing."""
+        padding to their right. What stands at a padded position means nothing. Virtual tokens stand before each row
+        and have no part in the result."""
         del lengths  # causal attention does not see what is to the right
-        hidden: Tensor = self.module(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
+        virtual = self._virtual
+        with nullcontext({"input_ids": ids}) if virtual is None else virtual.before(ids) as given:
+            hidden: Tensor = self.module(**given, use_cache=False).last_hidden_state
+        return hidden if virtual is None else hidden[:, virtual.n_output :]
