@@ -18,7 +18,7 @@ from zobench.config import issubclass_of_torch_optimizer
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
 from zobench.minibatches import Minibatches
-from zobench.models import CausalLM
+from zobench.models import LanguageModel
 from zobench.objective import Loss, Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
@@ -36,7 +36,8 @@ from zobench.tasks.splits import examples
 NOT_IDENTITY = (
     "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
 )  # fmt: skip
-PLACES = {"model": ("path",), "task": ("root",)}  # where things lie does not change what a run is
+# Where things lie does not change what a run is; and projections only do as the targets of a scheme, which says so.
+PLACES = {"model": ("path", "attention_projections"), "task": ("root",)}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
 OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
 OPTIMIZER_OFF = {
@@ -54,7 +55,7 @@ DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optim
 class RunSpec:
     """Everything a run is, built from its config but with nothing loaded. ``config``: the resolved config."""
 
-    model: CausalLM
+    model: LanguageModel
     task: Task
     scheme: Scheme
     make_optimizer: Callable[..., Optimizer]  # a partial of the optimizer's class
@@ -80,6 +81,12 @@ class RunSpec:
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
         found = [*self.model.problems(), *self.task.problems(), *self.precision.problems()]
+        if self.task.masked != self.model.masked:
+            kinds = {True: "masked", False: "causal"}
+            found.append(
+                f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
+                f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
+            )
         if self.is_zo and self.model.gradient_checkpointing:
             found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
         if self.start == "linear_probe" and not isinstance(self.scheme, Full):

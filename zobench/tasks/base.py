@@ -49,6 +49,7 @@ class Task(ABC):
     """
 
     metric = "accuracy"
+    masked = False  # whether its template needs a masked model
     source_splits: Mapping[Split, str] = {"train": "train", "dev": "train", "test": "validation"}
 
     def __init__(
