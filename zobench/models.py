@@ -127,6 +127,21 @@ class LanguageModel:
         source["fingerprint"] = fingerprint(model)
         return Loaded(model, tokenizer, int(config.max_position_embeddings), source)
 
+    def skeleton(self) -> nn.Module:
+        """The model without its weights, on torch's meta device: to look at names and shapes.
+
+        Raises:
+            ModelError: its config cannot be had.
+        """
+        import transformers
+
+        try:
+            with torch.device("meta"):
+                model: nn.Module = getattr(transformers, self._auto).from_config(self._config())
+        except Exception as error:  # as in load
+            raise self._error(error) from error
+        return model
+
     def load_tokenizer(self) -> tuple[Any, int]:
         """The fast tokenizer, and the longest row the model takes. With random weights and no path, the tokenizer
         of the model that zobench ships stands in: its ids exist in every vocabulary, its lengths are its own.

@@ -27,7 +27,6 @@ from zobench.optim.hybrid import Hybrid
 from zobench.precision import Precision
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
-from zobench.schemes.full import Full
 from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
 from zobench.tasks.encoding import Encoded, encode
@@ -46,7 +45,7 @@ OPTIMIZER_OFF = {
     "anneal_factor": 1.5, "max_grad_norm": None,
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
-GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen"}, "task": {}, "model": {}}
+GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen", "a": "trained"}, "task": {}, "model": {}}
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
 DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
@@ -80,7 +79,7 @@ class RunSpec:
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems()]
+        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
         if self.task.masked != self.model.masked:
             kinds = {True: "masked", False: "causal"}
             found.append(
@@ -89,12 +88,10 @@ class RunSpec:
             )
         if self.is_zo and self.model.gradient_checkpointing:
             found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
-        if self.start == "linear_probe" and not isinstance(self.scheme, Full):
+        if self.start == "linear_probe" and not self.scheme.trains_head:
             found.append(
-                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full"
+                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
             )
-        if self.config["save"] is not None and getattr(self.scheme, "base", None) == "trained":
-            found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
         forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
         if (not self.is_zo or forward_mode) and self.loss != "cross_entropy":
@@ -173,10 +170,20 @@ def build(spec: RunSpec) -> Bench:
         DataError, ModelError: something cannot be had.
     """
     drawn, rows = examples(spec.task)
+    spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
-    model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
-    pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
+    max_length = loaded.max_length - spec.scheme.n_virtual
+    encoded = {split: encode(loaded.tokenizer, found, max_length) for split, found in drawn.items()}
+    whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, loaded.tokenizer)
+    pad_id, scorer, meter = loaded.tokenizer.pad_token_id or 0, Scorer(whole), Meter()
+    model, data = spec.scheme.cached(
+        whole, encoded, drawn["train"][0].options,
+        lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
+    )  # fmt: skip
+    if model is not whole:  # the whole model has run once over the training set, and is no longer needed
+        meter.n_forward = -(-len(data["train"]) // spec.batch_size)
+        scorer = Scorer(model)
+    layers = Layers(model)
     minibatches = Minibatches(
         data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id
     )
