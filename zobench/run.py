@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,9 +17,10 @@ from zobench.budget import Budget
 from zobench.config import issubclass_of_torch_optimizer
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
+from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
 from zobench.models import LanguageModel
-from zobench.objective import Loss, Meter, Others, TaskObjective
+from zobench.objective import Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
@@ -36,8 +37,9 @@ from zobench.tasks.splits import examples
 NOT_IDENTITY = (
     "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
 )  # fmt: skip
-# Where things lie does not change what a run is; and projections only do as the targets of a scheme, which says so.
-PLACES = {"model": ("path", "attention_projections"), "task": ("root",)}
+# Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
+# is taken up, and then the scheme and the run's loss say it.
+PLACES = {"model": ("path", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
 OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
 OPTIMIZER_OFF = {
@@ -97,8 +99,11 @@ class RunSpec:
             found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
         forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
-        if (not self.is_zo or forward_mode) and self.loss != "cross_entropy":
-            found.append(f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, or loss=cross_entropy")
+        if (not self.is_zo or forward_mode) and self.loss not in DIFFERENTIABLE:
+            found.append(
+                f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, "
+                f"or loss={' or '.join(DIFFERENTIABLE)}"
+            )
         if forward_mode and self.model.attention == "flash_attention_2":
             found.append("model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager")
         if not self.is_zo and self.precision.rounding == "stochastic":
@@ -178,10 +183,11 @@ def build(spec: RunSpec) -> Bench:
     model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
     pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
     minibatches = Minibatches(
-        data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id
-    )
+        data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id,
+        spec.loss,
+    )  # fmt: skip
     if spec.start == "linear_probe":
-        parts, meter.n_forward = minibatches.all()
+        parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from zobench.config import Range
+from zobench.losses import Loss
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -46,6 +47,7 @@ class Task(ABC):
         name: as in conf/task.
         n_train, n_dev, n_test: examples to draw, or fewer where the source has fewer. See `splits.draw`.
         data_seed: of the drawing; the run's seed has no part in it.
+        loss: what runs minimise if they do not say.
     """
 
     metric = "accuracy"
@@ -60,8 +62,9 @@ class Task(ABC):
         n_dev: Annotated[int, Range(least=1)],
         n_test: Annotated[int, Range(least=1)],
         data_seed: Annotated[int, Range(least=0, most=2**32 - 1)],
+        loss: Loss = "cross_entropy",
     ) -> None:
-        self.name = name
+        self.name, self.loss = name, loss
         self.sizes: dict[Split, int] = {"train": n_train, "dev": n_dev, "test": n_test}
         self.data_seed = data_seed
 
