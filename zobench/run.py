@@ -48,7 +48,14 @@ OPTIMIZER_OFF = {
     "anneal_factor": 1.5, "max_grad_norm": None,
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
-GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen"}, "task": {}, "model": {}}
+GROUP_OFF: dict[str, dict[str, Any]] = {
+    "scheme": {"base": "frozen"},
+    "task": {
+        "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
+        "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
+    },
+    "model": {},
+}  # fmt: skip
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
 DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
@@ -179,7 +186,8 @@ def build(spec: RunSpec) -> Bench:
     """
     drawn, rows = examples(spec.task)
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
+    max_length = spec.task.max_length(loaded.max_length)
+    data = {split: encode(loaded.tokenizer, found, max_length) for split, found in drawn.items()}
     model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
     pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
     minibatches = Minibatches(
