@@ -19,8 +19,6 @@ from zobench.engine.stream import INIT, derive_key
 
 PACKAGED = "package:"  # a path that starts so lies in zobench/assets
 TINY_TOKENIZER = "package:tiny"
-# What transformers' causal models may do to logits after the head.
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 _SAMPLES = 64  # values of each tensor that go into a fingerprint
 
 
@@ -100,7 +98,7 @@ class LanguageModel:
         auto = getattr(transformers, self._auto)
         tokenizer, _ = self.load_tokenizer()
         try:
-            config = _with_plain_logits(self._config())
+            config = self._config()
             if self.weights == "random":
                 with keyed_rng(seed, device), device:
                     model = auto.from_config(config, dtype=dtype, attn_implementation=self.attention)
@@ -261,15 +259,6 @@ def _folder(path: str) -> Path:
     if path.startswith(PACKAGED):
         return Path(__file__).parent / "assets" / path.removeprefix(PACKAGED)
     return Path(path)
-
-
-def _with_plain_logits(config: Any) -> Any:
-    """Raises ValueError where logits are more than the head's product with the hidden state, which is what we score."""
-    for name in LOGIT_CHANGES:
-        value = getattr(config, name, None)
-        if value is not None and value != 1.0:
-            raise ValueError(f"its config sets {name}={value}, which option scores do not know yet")
-    return config
 
 
 def _without_dropout(config: Any) -> Any:

@@ -36,8 +36,8 @@ from zobench.tasks.splits import examples
 NOT_IDENTITY = (
     "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
 )  # fmt: skip
-# Where things lie does not change what a run is, nor do projections, which a scheme's targets say again, nor the loss
-# that a task asks for, since the run's own says it.
+# Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
+# is taken up, and then the scheme and the run's loss say it.
 PLACES = {"model": ("path", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
 OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
@@ -47,7 +47,14 @@ OPTIMIZER_OFF = {
     "anneal_factor": 1.5, "max_grad_norm": None,
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
-GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen", "a": "trained"}, "task": {}, "model": {}}
+GROUP_OFF: dict[str, dict[str, Any]] = {
+    "scheme": {"base": "frozen", "a": "trained"},
+    "task": {
+        "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
+        "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
+    },
+    "model": {},
+}  # fmt: skip
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
 DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
@@ -177,7 +184,7 @@ def build(spec: RunSpec) -> Bench:
     drawn, rows = examples(spec.task)
     spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    max_length = loaded.max_length - spec.scheme.n_virtual
+    max_length = spec.task.max_length(loaded.max_length - spec.scheme.n_virtual)
     encoded = {split: encode(loaded.tokenizer, found, max_length) for split, found in drawn.items()}
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, loaded.tokenizer)
     pad_id, scorer, meter = loaded.tokenizer.pad_token_id or 0, Scorer(whole), Meter()

@@ -11,12 +11,16 @@ from zobench.tasks.base import DataError, Example
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example as token ids. The prompt's ids are the same for every option."""
+    """An example as token ids. The prompt's ids are the same for every option.
+
+    With a ``mask`` (the position of the mask token), the prompt is the whole row, and options are of one token each.
+    """
 
     row: int
     prompt_ids: tuple[int, ...]
     option_ids: tuple[tuple[int, ...], ...]
     label: tuple[int, ...]
+    mask: int | None = None
 
 
 def encode(
