@@ -43,7 +43,9 @@ class Scheme(ABC):
                 for part in parts if part != "all"
             ]  # fmt: skip
             if optimizer.get("part") == "blocks":
-                found.append(f"optimizer.part=blocks: scheme={name} trains nothing that lies in a layer; use part=names")
+                found.append(
+                    f"optimizer.part=blocks: scheme={name} trains nothing that lies in a layer; use part=names"
+                )
         return found
 
     def check(self, skeleton: Callable[[], nn.Module], examples: Sequence[Example]) -> None:
