@@ -252,11 +252,11 @@ def _load(name: str) -> Suite:
 
 
 def _points(kind: list[str], search: bool) -> list[list[str]]:
-    """The overrides of each point of the optimizer's grid for the run's scheme."""
+    """The overrides of each point of the optimizer's grid for the run's scheme; one point, where it has no grid."""
     config, problems = compose(kind)
     if problems or config is None:
         raise ConfigError(problems)
-    if not search:
+    if not search or "search" not in config["optimizer"]:
         return [kind]
     grid: dict[str, list[Any]] = config["optimizer"]["search"][config["scheme"]["name"]]
     points = [kind]

@@ -14,24 +14,29 @@ from torch.optim import Optimizer
 
 from zobench import probe
 from zobench.budget import Budget
+from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
+from zobench.evaluate import Told, evaluate
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
+from zobench.misfits import misfits
 from zobench.models import CausalLM
 from zobench.objective import Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
 from zobench.optim.hybrid import Hybrid
+from zobench.optim.no_training import NoTraining
 from zobench.precision import Precision
+from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
 from zobench.schemes.full import Full
 from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
-from zobench.tasks.encoding import Encoded, encode
+from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import examples
 
 NOT_IDENTITY = (
@@ -40,7 +45,7 @@ NOT_IDENTITY = (
 # Where things lie does not change what a run is, nor does the loss that a task asks for: the run's own says it.
 PLACES = {"model": ("path",), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
-OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
+OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none"}
 OPTIMIZER_OFF = {
     "q_schedule": "constant", "fresh_batches": False, "blocks": "all", "order": "gauss_seidel", "n_block": None,
     "mask": None, "sparsity": 0.0, "mask_scope": "layer", "resample": 1, "anneal_every": None, "anneal_ratio": 1.05,
@@ -71,40 +76,53 @@ class RunSpec:
     micro_batch_size: int | None
     cuda_graphs: bool
     start: Literal["linear_probe"] | None
+    calibration: Calibration
     device: torch.device
     config: Mapping[str, Any]
 
     @property
     def is_zo(self) -> bool:
+        return self._steps_by(ZOOptimizer)
+
+    @property
+    def trains(self) -> bool:
+        return not self._steps_by(NoTraining)
+
+    @property
+    def n_demonstration(self) -> int:
+        return 0 if self.trains else int(getattr(self.make_optimizer, "keywords", {}).get("demonstrations", 0))
+
+    def _steps_by(self, kind: type) -> bool:
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
-        return isinstance(made, type) and issubclass(made, ZOOptimizer)
+        return isinstance(made, type) and issubclass(made, kind)
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems()]
-        if self.is_zo and self.model.gradient_checkpointing:
-            found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
+        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self)]
+        if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
+            kind = "a zeroth-order optimizer" if self.is_zo else "a run without training"
+            found.append(f"model.gradient_checkpointing=true: {kind} has no backward pass to save for")
         if self.start == "linear_probe" and not isinstance(self.scheme, Full):
             found.append(
                 f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full"
             )
         if self.config["save"] is not None and getattr(self.scheme, "base", None) == "trained":
             found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
-        made = getattr(self.make_optimizer, "func", self.make_optimizer)
-        forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
-        if (not self.is_zo or forward_mode) and self.loss not in DIFFERENTIABLE:
+        forward_mode = self._steps_by(ForwardGrad)
+        backward = self.trains and not self.is_zo
+        if (backward or forward_mode) and self.loss not in DIFFERENTIABLE:
             found.append(
                 f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, "
                 f"or loss={' or '.join(DIFFERENTIABLE)}"
             )
         if forward_mode and self.model.attention == "flash_attention_2":
             found.append("model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager")
-        if not self.is_zo and self.precision.rounding == "stochastic":
+        if backward and self.precision.rounding == "stochastic":
             found.append(
                 f"precision={self.precision.name}: torch optimizers do not round stochastically; "
                 "use bf16 or bf16_master with a first-order optimizer"
             )
-        if not self.is_zo and self.precision.dtype == "float16":
+        if backward and self.precision.dtype == "float16":
             found.append(
                 f"precision={self.precision.name}: float16 gradients underflow without loss scaling; "
                 "use bf16, bf16_master or fp32 with a first-order optimizer"
@@ -133,9 +151,10 @@ class Bench:
     model: nn.Module
     tokenizer: Any
     scorer: Scorer
-    optimizer: ZOOptimizer | FirstOrder | Hybrid
+    optimizer: ZOOptimizer | FirstOrder | Hybrid | NoTraining
     minibatches: Minibatches
     data: dict[Split, list[Encoded]]
+    nulls: dict[Split, Nulls]  # of the splits whose scores are calibrated
     rows: dict[str, dict[str, object]]  # what the record says of the splits
     source: dict[str, Any]  # what the record says of the model
     pad_id: int
@@ -160,6 +179,13 @@ class Bench:
             Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score,
         )  # fmt: skip
 
+    def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
+        """Metrics of the weights as they are."""
+        return evaluate(
+            self.scorer, self.data[split], self.spec.eval_batch_size, self.spec.device, self.pad_id,
+            nulls=self.nulls.get(split), told=told,
+        )  # fmt: skip
+
     def home(self) -> None:
         self.optimizer.home()
 
@@ -171,8 +197,13 @@ def build(spec: RunSpec) -> Bench:
         DataError, ModelError: something cannot be had.
     """
     drawn, rows = examples(spec.task)
+    check_null_prompts(spec.calibration, spec.task.name, drawn)
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
+    given = prompts(
+        loaded.tokenizer, drawn, loaded.max_length, calibration=spec.calibration, seed=spec.seed,
+        n_demonstration=spec.n_demonstration, reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
+    )  # fmt: skip
+    data = given.data
     model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
     pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
     minibatches = Minibatches(
@@ -182,10 +213,12 @@ def build(spec: RunSpec) -> Bench:
     if spec.start == "linear_probe":
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
+    if not spec.trains:
+        model.requires_grad_(False)
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        optimizer=_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
-        layers=layers,
+        nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
+        source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
     )  # fmt: skip
 
@@ -231,11 +264,11 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
+def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
-        assert isinstance(made, ZOOptimizer | Hybrid)
+        assert isinstance(made, ZOOptimizer | Hybrid | NoTraining)
         return made
     assert issubclass_of_torch_optimizer(getattr(spec.make_optimizer, "func", type(None)))
     wraps = {key: spec.config["optimizer"].get(key) for key in OF_FIRST_ORDER}

@@ -50,7 +50,11 @@ class Task(ABC):
         loss: what runs minimise if they do not say.
     """
 
-    metric = "accuracy"
+    metric: Literal["accuracy", "f1"] = "accuracy"
+    kind: Literal["choice", "generation"] = "choice"  # whether the model picks an option or writes a text
+    masked = False  # whether the template needs a masked model
+    stop = "\n"  # of a generation task: ends a text
+    max_new_tokens = 50  # of a generation task: that the model may write
     source_splits: Mapping[Split, str] = {"train": "train", "dev": "train", "test": "validation"}
 
     def __init__(
@@ -82,6 +86,11 @@ class Task(ABC):
         Raises:
             DataError: a column is missing or a label out of range.
         """
+
+    def final(self, text: str) -> str:
+        """What counts of a text that the model wrote, or of a right answer: both go through it before they are
+        compared."""
+        return text.strip()
 
     def problems(self) -> list[str]:
         """What is wrong with the settings beyond their types, e.g. a folder that is not there."""
