@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,13 @@ def _task(family: str, root: Path) -> list[str]:
 @functools.cache
 def _optimizer(name: str, scheme: str) -> dict[str, Any]:
     config, problems = compose([f"optimizer={name}", f"scheme={scheme}", "optimizer.lr=1e-2"])
-    assert config is not None and not problems
+    assert not problems
+    assert config is not None
     return dict(config["optimizer"])
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Bench, dict[str, torch.Tensor]]]]:
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Bench, dict[str, torch.Tensor]]]:
     """What is built in the test, with copies of all its tensors as they were then."""
     found: list[tuple[Bench, dict[str, torch.Tensor]]] = []
 
@@ -66,7 +66,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Bench, dict[st
         return bench
 
     monkeypatch.setattr(execution, "build", watched)
-    yield found
+    return found
 
 
 def _tensors(bench: Bench) -> dict[str, torch.Tensor]:

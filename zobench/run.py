@@ -14,23 +14,28 @@ from torch.optim import Optimizer
 
 from zobench import probe
 from zobench.budget import Budget
+from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
+from zobench.evaluate import Told, evaluate
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
+from zobench.misfits import misfits
 from zobench.models import LanguageModel
 from zobench.objective import Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
 from zobench.optim.hybrid import Hybrid
+from zobench.optim.no_training import NoTraining
 from zobench.precision import Precision
+from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
 from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
-from zobench.tasks.encoding import Encoded, encode
+from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import examples
 
 NOT_IDENTITY = (
@@ -40,7 +45,7 @@ NOT_IDENTITY = (
 # is taken up, and then the scheme and the run's loss say it.
 PLACES = {"model": ("path", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
-OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
+OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none"}
 OPTIMIZER_OFF = {
     "q_schedule": "constant", "fresh_batches": False, "blocks": "all", "order": "gauss_seidel", "n_block": None,
     "mask": None, "sparsity": 0.0, "mask_scope": "layer", "resample": 1, "anneal_every": None, "anneal_ratio": 1.05,
@@ -78,44 +83,60 @@ class RunSpec:
     micro_batch_size: int | None
     cuda_graphs: bool
     start: Literal["linear_probe"] | None
+    calibration: Calibration
     device: torch.device
     config: Mapping[str, Any]
 
     @property
     def is_zo(self) -> bool:
+        return self._steps_by(ZOOptimizer)
+
+    @property
+    def trains(self) -> bool:
+        return not self._steps_by(NoTraining)
+
+    @property
+    def n_demonstration(self) -> int:
+        return 0 if self.trains else int(getattr(self.make_optimizer, "keywords", {}).get("demonstrations", 0))
+
+    def _steps_by(self, kind: type) -> bool:
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
-        return isinstance(made, type) and issubclass(made, ZOOptimizer)
+        return isinstance(made, type) and issubclass(made, kind)
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
+        found = [
+            *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
+            *self.scheme.misfits(self),
+        ]  # fmt: skip
         if self.task.masked != self.model.masked:
             kinds = {True: "masked", False: "causal"}
             found.append(
                 f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
                 f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
             )
-        if self.is_zo and self.model.gradient_checkpointing:
-            found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
+        if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
+            kind = "a zeroth-order optimizer" if self.is_zo else "a run without training"
+            found.append(f"model.gradient_checkpointing=true: {kind} has no backward pass to save for")
         if self.start == "linear_probe" and not self.scheme.trains_head:
             found.append(
                 f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
             )
-        made = getattr(self.make_optimizer, "func", self.make_optimizer)
-        forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
-        if (not self.is_zo or forward_mode) and self.loss not in DIFFERENTIABLE:
+        forward_mode = self._steps_by(ForwardGrad)
+        backward = self.trains and not self.is_zo
+        if (backward or forward_mode) and self.loss not in DIFFERENTIABLE:
             found.append(
                 f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, "
                 f"or loss={' or '.join(DIFFERENTIABLE)}"
             )
         if forward_mode and self.model.attention == "flash_attention_2":
             found.append("model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager")
-        if not self.is_zo and self.precision.rounding == "stochastic":
+        if backward and self.precision.rounding == "stochastic":
             found.append(
                 f"precision={self.precision.name}: torch optimizers do not round stochastically; "
                 "use bf16 or bf16_master with a first-order optimizer"
             )
-        if not self.is_zo and self.precision.dtype == "float16":
+        if backward and self.precision.dtype == "float16":
             found.append(
                 f"precision={self.precision.name}: float16 gradients underflow without loss scaling; "
                 "use bf16, bf16_master or fp32 with a first-order optimizer"
@@ -144,9 +165,10 @@ class Bench:
     model: nn.Module
     tokenizer: Any
     scorer: Scorer
-    optimizer: ZOOptimizer | FirstOrder | Hybrid
+    optimizer: ZOOptimizer | FirstOrder | Hybrid | NoTraining
     minibatches: Minibatches
     data: dict[Split, list[Encoded]]
+    nulls: dict[Split, Nulls]  # of the splits whose scores are calibrated
     rows: dict[str, dict[str, object]]  # what the record says of the splits
     source: dict[str, Any]  # what the record says of the model
     pad_id: int
@@ -171,6 +193,13 @@ class Bench:
             Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score,
         )  # fmt: skip
 
+    def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
+        """Metrics of the weights as they are."""
+        return evaluate(
+            self.scorer, self.data[split], self.spec.eval_batch_size, self.spec.device, self.pad_id,
+            nulls=self.nulls.get(split), told=told,
+        )  # fmt: skip
+
     def home(self) -> None:
         self.optimizer.home()
 
@@ -182,14 +211,18 @@ def build(spec: RunSpec) -> Bench:
         DataError, ModelError: something cannot be had.
     """
     drawn, rows = examples(spec.task)
+    check_null_prompts(spec.calibration, spec.task.name, drawn)
     spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    max_length = spec.task.max_length(loaded.max_length - spec.scheme.n_virtual)
-    encoded = {split: encode(loaded.tokenizer, found, max_length) for split, found in drawn.items()}
+    given = prompts(
+        loaded.tokenizer, drawn, spec.task.max_length(loaded.max_length - spec.scheme.n_virtual),
+        calibration=spec.calibration, seed=spec.seed, n_demonstration=spec.n_demonstration,
+        reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
+    )  # fmt: skip
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, loaded.tokenizer)
     pad_id, scorer, meter = loaded.tokenizer.pad_token_id or 0, Scorer(whole), Meter()
     model, data = spec.scheme.cached(
-        whole, encoded, drawn["train"][0].options,
+        whole, given.data, drawn["train"][0].options,
         lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
     )  # fmt: skip
     if model is not whole:  # the whole model has run once over the training set, and is no longer needed
@@ -203,10 +236,13 @@ def build(spec: RunSpec) -> Bench:
     if spec.start == "linear_probe":
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
+    if not spec.trains:
+        spec.scheme.fit(model, data["train"])
+        model.requires_grad_(False)
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        optimizer=_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
-        layers=layers,
+        nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
+        source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
     )  # fmt: skip
 
@@ -252,11 +288,11 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
+def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
-        assert isinstance(made, ZOOptimizer | Hybrid)
+        assert isinstance(made, ZOOptimizer | Hybrid | NoTraining)
         return made
     assert issubclass_of_torch_optimizer(getattr(spec.make_optimizer, "func", type(None)))
     wraps = {key: spec.config["optimizer"].get(key) for key in OF_FIRST_ORDER}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -18,11 +18,10 @@ class Virtual(Protocol):
     n: int
     n_output: int
 
-    @contextmanager
-    def before(self, ids: Tensor) -> Iterator[dict[str, Any]]:
+    def before(self, ids: Tensor) -> AbstractContextManager[dict[str, Any]]:
         """Inside, what the transformer is given in place of ids (R, T) int64, so that the tokens stand before each
         row."""
-        yield {}
+        ...
 
 
 def virtual_of(model: nn.Module) -> Virtual | None:

@@ -42,8 +42,8 @@ class Prefix(Scheme):
         found = super().misfits(spec)
         if spec.model.masked and spec.model.attention == "flash_attention_2":
             found.append(
-                f"model.attention=flash_attention_2: takes no mask of keys before a row, as scheme={self.name} needs for "
-                "a masked model; use sdpa or eager"
+                f"model.attention=flash_attention_2: takes no mask of keys before a row, which scheme={self.name} "
+                "needs with a masked model; use sdpa or eager"
             )
         return found
 
