@@ -72,7 +72,8 @@ def test_features_are_what_the_head_reads_and_are_computed_once(lab: Lab, monkey
 
 def _fitted(folder: Path, *overrides: str) -> dict[str, Any]:
     """The end of a run that is fitted without an optimizer, which has no learning rate."""
-    spec = spec_of(["scheme=linear_probe", "optimizer=none", *(o for o in TINY if not o.startswith("optimizer.")), *overrides, f"out={folder / 'fitted'}"])
+    settings = [o for o in TINY if not o.startswith("optimizer.")]
+    spec = spec_of(["scheme=linear_probe", "optimizer=none", *settings, *overrides, f"out={folder / 'fitted'}"])
     return execute(spec, "a test", quiet=True).end
 
 
