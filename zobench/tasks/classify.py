@@ -105,10 +105,11 @@ class SentenceClassification(Classification):
             prompt=prompt.replace("{text}", column), words=words, unaligned=column,
             null_prompt=prompt.replace("{text}", "").strip(" "), **shared,
         )  # fmt: skip
-        self._given, self._text = prompt, text
+        self._given = prompt
 
     def problems(self) -> list[str]:
-        if self._templates["prompt"].problem or self._templates["prompt"].columns != [self._text]:
+        given = Template(self._given)
+        if given.problem or given.columns != ["text"] or "{text}" not in self._given:
             found = [f"task.prompt={self._given}: must hold {{text}} once, and no other braces"]
             return found + [problem for problem in super().problems() if not problem.startswith("task.prompt=")]
         return super().problems()
