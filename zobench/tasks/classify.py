@@ -51,7 +51,7 @@ class Classification(HubTask):
         if unaligned is not None:
             self._templates["unaligned"] = Template(unaligned)
         self._shown = self._templates["prompt" if alignment or unaligned is None else "unaligned"]
-        self._null_prompt = null_prompt if alignment else ""
+        self.null_text = null_prompt if alignment else ""
         self.classes = tuple(words)
         separator = "" if self._shown.text.endswith("\n") else " "
         self._options = tuple(separator + word for word in words)
@@ -62,7 +62,7 @@ class Classification(HubTask):
     def shown(self, index: int, row: Row) -> Example:
         prompt = self._shown.fill(row).strip(" ")
         suffix = self._templates["suffix"].fill(row).rstrip(" ")
-        return Example(index, prompt, self._options, (self._class(row),), suffix, null_prompt=self._null_prompt)
+        return Example(index, prompt, self._options, (self._class(row),), suffix, null_prompt=self.null_text)
 
     def _class(self, row: Row) -> int:
         if self._values is not None:
