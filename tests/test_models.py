@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zobench.models import CausalLM, Loaded, ModelError, fingerprint
+from zobench.checkpoint import fingerprint
+from zobench.models import CausalLM, Loaded, ModelError
 from zobench.schemes.base import n_parameters
 from zobench.schemes.full import Full
 from zobench.schemes.lora import LoRA

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from zobench import probe
+from zobench import placement, probe
 from zobench.budget import Budget
 from zobench.config import issubclass_of_torch_optimizer
 from zobench.graphs import GraphedScorer
@@ -28,10 +28,9 @@ from zobench.optim.hybrid import Hybrid
 from zobench.precision import Precision
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
-from zobench.schemes.full import Full
 from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
-from zobench.tasks.encoding import Encoded, encode
+from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import examples
 
 NOT_IDENTITY = (
@@ -39,7 +38,7 @@ NOT_IDENTITY = (
 )  # fmt: skip
 # Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
 # is taken up, and then the scheme and the run's loss say it.
-PLACES = {"model": ("path", "attention_projections"), "task": ("root", "loss")}
+PLACES = {"model": ("path", "device_map", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
 OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
 OPTIMIZER_OFF = {
@@ -49,12 +48,12 @@ OPTIMIZER_OFF = {
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
 GROUP_OFF: dict[str, dict[str, Any]] = {
-    "scheme": {"base": "frozen"},
+    "scheme": {"base": "frozen", "a": "trained"},
     "task": {
         "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
         "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
     },
-    "model": {},
+    "model": {"chat_template": None, "append_eos": False},
 }  # fmt: skip
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
 DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
@@ -89,7 +88,7 @@ class RunSpec:
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems()]
+        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
         if self.task.masked != self.model.masked:
             kinds = {True: "masked", False: "causal"}
             found.append(
@@ -98,12 +97,10 @@ class RunSpec:
             )
         if self.is_zo and self.model.gradient_checkpointing:
             found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
-        if self.start == "linear_probe" and not isinstance(self.scheme, Full):
+        if self.start == "linear_probe" and not self.scheme.trains_head:
             found.append(
-                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full"
+                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
             )
-        if self.config["save"] is not None and getattr(self.scheme, "base", None) == "trained":
-            found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
         forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
         if (not self.is_zo or forward_mode) and self.loss not in DIFFERENTIABLE:
@@ -185,11 +182,21 @@ def build(spec: RunSpec) -> Bench:
         DataError, ModelError: something cannot be had.
     """
     drawn, rows = examples(spec.task)
+    spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
+    tokenizer, limit = spec.model.load_tokenizer()
+    max_length = spec.task.max_length(limit - spec.scheme.n_virtual)
+    encoded = {split: spec.model.encode(tokenizer, found, max_length) for split, found in drawn.items()}
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    max_length = spec.task.max_length(loaded.max_length)
-    data = {split: encode(loaded.tokenizer, found, max_length) for split, found in drawn.items()}
-    model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
-    pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
+    whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
+    pad_id, scorer, meter = tokenizer.pad_token_id or 0, Scorer(whole), Meter()
+    model, data = spec.scheme.cached(
+        whole, encoded, drawn["train"][0].options,
+        lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
+    )  # fmt: skip
+    if model is not whole:  # the whole model has run once over the training set, and is no longer needed
+        meter.n_forward = -(-len(data["train"]) // spec.batch_size)
+        scorer = Scorer(model)
+    layers = Layers(model)
     minibatches = Minibatches(
         data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id,
         spec.loss,
@@ -197,11 +204,13 @@ def build(spec: RunSpec) -> Bench:
     if spec.start == "linear_probe":
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
+    # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
+    graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     return Bench(
-        spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
+        spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
         optimizer=_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
         layers=layers,
-        score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
+        score=GraphedScorer(scorer) if graphed else scorer,
     )  # fmt: skip
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zobench.engine.stream import INIT, generator
-from zobench.tasks.base import Example
+from zobench.tasks.base import Example, Split
+from zobench.tasks.encoding import Encoded
 
 if TYPE_CHECKING:
     from zobench.run import RunSpec
@@ -30,7 +31,7 @@ class Scheme(ABC):
     def __init__(self, *, name: str) -> None:
         self.name = name
 
-    def problems(self, spec: RunSpec) -> list[str]:
+    def misfits(self, spec: RunSpec) -> list[str]:
         """What of the run's other settings does not go with it; nothing is loaded."""
         found = []
         optimizer, name = spec.config["optimizer"], self.name
@@ -42,7 +43,9 @@ class Scheme(ABC):
                 for part in parts if part != "all"
             ]  # fmt: skip
             if optimizer.get("part") == "blocks":
-                found.append(f"optimizer.part=blocks: scheme={name} trains nothing that lies in a layer; use part=names")
+                found.append(
+                    f"optimizer.part=blocks: scheme={name} trains nothing that lies in a layer; use part=names"
+                )
         return found
 
     def check(self, skeleton: Callable[[], nn.Module], examples: Sequence[Example]) -> None:
@@ -57,6 +60,19 @@ class Scheme(ABC):
         """The model with the scheme's parameters requiring grad and all others frozen. May wrap it; new parameters
         are initialised from ``seed`` (and real tokens of ``tokenizer``, where they stand for tokens) and have the
         model's dtype."""
+
+    def cached(
+        self, model: nn.Module, data: Mapping[Split, list[Encoded]], options: Sequence[str],
+        features: Callable[[Sequence[Encoded]], Tensor],
+    ) -> tuple[nn.Module, dict[Split, list[Encoded]]]:  # fmt: skip
+        """What the run trains and on what, where that is less than model and data.
+
+        Args:
+            options: texts of the first example's.
+            features: (N, d) hidden states that predict examples' options.
+        """
+        del options, features
+        return model, dict(data)
 
 
 def n_parameters(model: nn.Module) -> tuple[int, int]:

@@ -45,9 +45,9 @@ class LoRA(Scheme):
         super().__init__(name=name)
         self.r, self.alpha, self.targets, self.base, self.a = r, alpha, list(targets), base, a
 
-    def problems(self, spec: RunSpec) -> list[str]:
+    def misfits(self, spec: RunSpec) -> list[str]:
         """See `Scheme`."""
-        found = super().problems(spec)
+        found = super().misfits(spec)
         if spec.config["save"] is not None and self.base == "trained":
             found.append(f"save={spec.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
         return found
