@@ -95,6 +95,8 @@ class RunSpec:
                 f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
                 f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
             )
+        if self.model.device_map is not None and self.device.type != "cuda":
+            found.append(f"model.device_map={self.model.device_map}: lays a model over GPUs, and device={self.device}")
         if self.is_zo and self.model.gradient_checkpointing:
             found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
         if self.start == "linear_probe" and not self.scheme.trains_head:

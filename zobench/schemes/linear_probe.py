@@ -70,7 +70,9 @@ class LinearProbe(Scheme):
         at, found = 0, dict[Split, list[Encoded]]()
         for split, examples in data.items():
             rows = range(at, at + len(examples))
-            found[split] = [replace(e, prompt_ids=(i,), option_ids=ids) for i, e in zip(rows, examples, strict=True)]
+            found[split] = [
+                replace(e, prompt_ids=(i,), option_ids=ids, mask=None) for i, e in zip(rows, examples, strict=True)
+            ]
             at += len(examples)
         return Probe(table, options, dtype), found
 
