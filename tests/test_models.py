@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zobench.models import CausalLM, Loaded, ModelError, fingerprint
+from zobench.checkpoint import fingerprint
+from zobench.models import CausalLM, Loaded, ModelError
 from zobench.schemes.base import n_parameters
 from zobench.schemes.full import Full
 from zobench.schemes.lora import LoRA
@@ -390,18 +391,6 @@ def test_the_shipped_tokenizer_knows_its_special_tokens() -> None:
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     config = json.loads((TINY / "config.json").read_text())
     assert len(tokenizer) <= config["vocab_size"]
-
-
-def test_a_model_that_scales_or_caps_its_logits_is_refused() -> None:
-    from zobench.models import _with_plain_logits
-
-    class Config:
-        final_logit_softcapping = 30.0
-
-    with pytest.raises(ValueError, match=r"final_logit_softcapping=30\.0"):
-        _with_plain_logits(Config())
-    Config.final_logit_softcapping = None  # type: ignore[assignment]
-    assert _with_plain_logits(Config) is Config
 
 
 REVISION = """

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from zobench import probe
+from zobench import placement, probe
 from zobench.budget import Budget
 from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
@@ -22,18 +22,18 @@ from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
 from zobench.misfits import misfits
-from zobench.models import CausalLM
+from zobench.models import LanguageModel
 from zobench.objective import Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
 from zobench.optim.hybrid import Hybrid
 from zobench.optim.no_training import NoTraining
+from zobench.optim.nodes import OF_FIRST_ORDER, identity, wrapped
 from zobench.precision import Precision
 from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
-from zobench.schemes.full import Full
 from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
 from zobench.tasks.encoding import Encoded
@@ -42,26 +42,26 @@ from zobench.tasks.splits import examples
 NOT_IDENTITY = (
     "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
 )  # fmt: skip
-# Where things lie does not change what a run is, nor does the loss that a task asks for: the run's own says it.
-PLACES = {"model": ("path",), "task": ("root", "loss")}
+# Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
+# is taken up, and then the scheme and the run's loss say it.
+PLACES = {"model": ("path", "device_map", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
 OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none"}
-OPTIMIZER_OFF = {
-    "q_schedule": "constant", "fresh_batches": False, "blocks": "all", "order": "gauss_seidel", "n_block": None,
-    "mask": None, "sparsity": 0.0, "mask_scope": "layer", "resample": 1, "anneal_every": None, "anneal_ratio": 1.05,
-    "anneal_factor": 1.5, "max_grad_norm": None,
-    "fused": True,  # how a step is computed, not which; "off" is what the yamls say
+GROUP_OFF: dict[str, dict[str, Any]] = {
+    "scheme": {"base": "frozen", "a": "trained"},
+    "task": {
+        "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
+        "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
+    },
+    "model": {"chat_template": None, "append_eos": False},
 }  # fmt: skip
-GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen"}, "task": {}, "model": {}}
-OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
-DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """Everything a run is, built from its config but with nothing loaded. ``config``: the resolved config."""
 
-    model: CausalLM
+    model: LanguageModel
     task: Task
     scheme: Scheme
     make_optimizer: Callable[..., Optimizer]  # a partial of the optimizer's class
@@ -98,16 +98,21 @@ class RunSpec:
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self)]
+        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
+        found += misfits(self)
+        if self.task.masked != self.model.masked:
+            kinds = {True: "masked", False: "causal"}
+            found.append(
+                f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
+                f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
+            )
         if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
             kind = "a zeroth-order optimizer" if self.is_zo else "a run without training"
             found.append(f"model.gradient_checkpointing=true: {kind} has no backward pass to save for")
-        if self.start == "linear_probe" and not isinstance(self.scheme, Full):
+        if self.start == "linear_probe" and not self.scheme.trains_head:
             found.append(
-                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full"
+                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
             )
-        if self.config["save"] is not None and getattr(self.scheme, "base", None) == "trained":
-            found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
         forward_mode = self._steps_by(ForwardGrad)
         backward = self.trains and not self.is_zo
         if (backward or forward_mode) and self.loss not in DIFFERENTIABLE:
@@ -135,7 +140,7 @@ class RunSpec:
         config = {k: v for k, v in self.config.items() if k not in NOT_IDENTITY and (k not in OFF or v != OFF[k])}
         for group, keys in PLACES.items():
             config[group] = {key: value for key, value in config[group].items() if key not in keys}
-        config["optimizer"] = _identity(config["optimizer"])
+        config["optimizer"] = identity(config["optimizer"])
         for group, off in GROUP_OFF.items():
             config[group] = {k: v for k, v in config[group].items() if k not in off or v != off[k]}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
@@ -198,14 +203,24 @@ def build(spec: RunSpec) -> Bench:
     """
     drawn, rows = examples(spec.task)
     check_null_prompts(spec.calibration, spec.task.name, drawn)
-    loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
+    spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
+    tokenizer, limit = spec.model.load_tokenizer()
     given = prompts(
-        loaded.tokenizer, drawn, loaded.max_length, calibration=spec.calibration, seed=spec.seed,
-        n_demonstration=spec.n_demonstration, reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
+        spec.model, tokenizer, drawn, spec.task.max_length(limit - spec.scheme.n_virtual), seed=spec.seed,
+        calibration=spec.calibration, n_demonstration=spec.n_demonstration,
+        reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
     )  # fmt: skip
-    data = given.data
-    model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
-    pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
+    loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
+    whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
+    pad_id, scorer, meter = tokenizer.pad_token_id or 0, Scorer(whole), Meter()
+    model, data = spec.scheme.cached(
+        whole, given.data, drawn["train"][0].options,
+        lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
+    )  # fmt: skip
+    if model is not whole:  # the whole model has run once over the training set, and is no longer needed
+        meter.n_forward = -(-len(data["train"]) // spec.batch_size)
+        scorer = Scorer(model)
+    layers = Layers(model)
     minibatches = Minibatches(
         data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id,
         spec.loss,
@@ -214,45 +229,17 @@ def build(spec: RunSpec) -> Bench:
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
     if not spec.trains:
+        if spec.scheme.fits:
+            spec.scheme.fit(model, data["train"])
         model.requires_grad_(False)
+    # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
+    graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     return Bench(
-        spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
+        spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
         nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
-        score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
+        score=GraphedScorer(scorer) if graphed else scorer,
     )  # fmt: skip
-
-
-def arguments_of_optimizer(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's yaml without what describes it; so are the nodes of the optimizers that it is made of."""
-    kept = {k: v for k, v in node.items() if k not in (*DESCRIPTIVE, "_target_", "name")}
-    return {
-        k: {"_target_": v["_target_"], **arguments_of_optimizer(v)} if _is_node(v) else v for k, v in kept.items()
-    }  # fmt: skip
-
-
-def with_plain_parts(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's yaml with its own description, and without those of the optimizers that it is made of."""
-    return {
-        k: {n: x for n, x in v.items() if n not in DESCRIPTIVE} if _is_node(v) else v for k, v in node.items()
-    }  # fmt: skip
-
-
-def _is_node(value: object) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
-
-
-def _identity(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an optimizer's yaml makes a run what it is."""
-    return {
-        k: _identity(v) if _is_node(v) else v for k, v in node.items()
-        if k not in DESCRIPTIVE and (k not in OPTIMIZER_OFF or v != OPTIMIZER_OFF[k])
-    }  # fmt: skip
-
-
-def wrapped(made: object) -> bool:
-    """Whether a class is of torch or another library, so that `FirstOrder` makes its steps."""
-    return not hasattr(made, "replayable")
 
 
 def state_bytes(bench: Bench) -> int:

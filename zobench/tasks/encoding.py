@@ -11,12 +11,16 @@ from zobench.tasks.base import DataError, Example
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example as token ids. The prompt's ids are the same for every option."""
+    """An example as token ids. The prompt's ids are the same for every option.
+
+    With a ``mask`` (the position of the mask token), the prompt is the whole row, and options are of one token each.
+    """
 
     row: int
     prompt_ids: tuple[int, ...]
     option_ids: tuple[tuple[int, ...], ...]
     label: tuple[int, ...]
+    mask: int | None = None
 
 
 def encode(
@@ -58,6 +62,11 @@ def encode(
         while any(ids[:shared] != split[0][0][:shared] for ids, _, _ in split):
             shared -= 1
         prompt, options = list(split[0][0][:shared]), tuple(tuple(ids[shared:]) for ids, _, _ in split)
+        if bare and not prompt:
+            raise DataError(
+                f"row {example.row}: its prompt is empty and this tokenizer puts no token before a text, so nothing "
+                "predicts an option's first token; use calibration=none"
+            )
         room, head = max_length - max(reserve, *map(len, options)), split[0][2]
         if len(prompt) < (max(head, 1) if bare else head + 1) or any(not option for option in options) or room <= head:
             kept = f" with {reserve} kept free" if reserve else ""
