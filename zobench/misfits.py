@@ -24,6 +24,8 @@ def _of_loss(spec: RunSpec) -> list[str]:
     if task.kind == "generation" and spec.loss not in OF_GENERATION:
         fit = " or ".join(OF_GENERATION)
         return [f"loss={spec.loss}: compares options, and task={task.name} generates text; use loss={fit}"]
+    if task.kind == "generation" and spec.start == "linear_probe":
+        return [f"start=linear_probe: is of option words, and task={task.name} generates text; set start=null"]
     if task.masked and spec.loss == "teacher_forcing":
         return [
             f"loss=teacher_forcing: predicts each token from those before it, and task={task.name} is for masked "

@@ -16,7 +16,8 @@ from zobench import placement, probe
 from zobench.budget import Budget
 from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
-from zobench.evaluate import Told, evaluate
+from zobench.evaluate import Told, evaluate, evaluate_texts
+from zobench.generation import Generator, Judge, Writer
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss
@@ -166,6 +167,7 @@ class Bench:
     meter: Meter
     layers: Layers
     score: Callable[[Batch], torch.Tensor]  # forwards without autograd
+    writer: Writer | None = None  # of a generation task
 
     @property
     def trainable(self) -> list[torch.Tensor]:
@@ -181,15 +183,15 @@ class Bench:
         first = step * self.optimizer.minibatches
         return TaskObjective(
             self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
-            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score,
+            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.writer,
         )  # fmt: skip
 
     def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
         """Metrics of the weights as they are."""
-        return evaluate(
-            self.scorer, self.data[split], self.spec.eval_batch_size, self.spec.device, self.pad_id,
-            nulls=self.nulls.get(split), told=told,
-        )  # fmt: skip
+        data, size, device = self.data[split], self.spec.eval_batch_size, self.spec.device
+        if self.writer is not None:
+            return evaluate_texts(self.scorer, self.writer, data, size, device, self.pad_id, told=told)
+        return evaluate(self.scorer, data, size, device, self.pad_id, nulls=self.nulls.get(split), told=told)
 
     def home(self) -> None:
         self.optimizer.home()
@@ -239,7 +241,13 @@ def build(spec: RunSpec) -> Bench:
         nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if graphed else scorer,
+        writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
     )  # fmt: skip
+
+
+def _writer(spec: RunSpec, model: nn.Module, tokenizer: Any, pad_id: int) -> Writer:
+    task = spec.task
+    return Generator(model, tokenizer, task.stop, task.max_new_tokens, pad_id, spec.device), Judge(task.final)
 
 
 def state_bytes(bench: Bench) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zobench.tasks.base import DataError, Example
@@ -21,6 +21,7 @@ class Encoded:
     option_ids: tuple[tuple[int, ...], ...]
     label: tuple[int, ...]
     mask: int | None = None
+    answers: tuple[str, ...] = ()  # of a generation task: see `Example`
 
 
 def encode(
@@ -76,5 +77,10 @@ def encode(
             )
         if len(prompt) > room:
             prompt = prompt[:head] + prompt[len(prompt) - (room - head) :]
-        encoded.append(Encoded(example.row, tuple(prompt), options, example.label))
+        encoded.append(Encoded(example.row, tuple(prompt), options, example.label, answers=example.answers))
     return encoded
+
+
+def taught(example: Encoded) -> Encoded:
+    """The example with its first right option alone."""
+    return replace(example, option_ids=(example.option_ids[example.label[0]],), label=(0,))
