@@ -252,11 +252,12 @@ def _load(name: str) -> Suite:
 
 
 def _points(kind: list[str], search: bool) -> list[list[str]]:
-    """The overrides of each point of the optimizer's grid for the run's scheme, that for lora where it has none."""
+    """The overrides of each point of the optimizer's grid for the run's scheme, that for lora where it has none; one
+    point, where the optimizer has no grid."""
     config, problems = compose(kind)
     if problems or config is None:
         raise ConfigError(problems)
-    if not search:
+    if not search or "search" not in config["optimizer"]:
         return [kind]
     grids: dict[str, dict[str, list[Any]]] = config["optimizer"]["search"]
     grid = grids.get(config["scheme"]["name"], grids["lora"])

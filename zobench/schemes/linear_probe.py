@@ -32,6 +32,7 @@ class LinearProbe(Scheme):
     """
 
     layered = False
+    fits = True
 
     def __init__(self, *, name: str, solver: Solver, penalty: Annotated[float, Range(above=0)]) -> None:
         super().__init__(name=name)
@@ -77,9 +78,10 @@ class LinearProbe(Scheme):
         return Probe(table, options, dtype), found
 
     @torch.no_grad()
-    def fit(self, probe: Probe, examples: Sequence[Encoded]) -> None:
+    def fit(self, model: nn.Module, examples: Sequence[Encoded]) -> None:
         """Make the rows those that fit the examples best."""
-        weight = probe.rows.weight
-        x = probe.table(torch.tensor([e.prompt_ids[0] for e in examples], device=weight.device)).last_hidden_state
+        assert isinstance(model, Probe)
+        weight = model.rows.weight
+        x = model.table(torch.tensor([e.prompt_ids[0] for e in examples], device=weight.device)).last_hidden_state
         labels = torch.tensor([e.label[0] for e in examples], device=weight.device)
         weight.copy_(fit(x, labels, len(weight), self.solver, self.penalty))
