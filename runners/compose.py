@@ -26,9 +26,9 @@ from zobench.config import ConfigError, bind, locate, nearest, parameters, unkno
 from zobench.models import LanguageModel
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
-from zobench.optim.nodes import unfit_for
+from zobench.optim.nodes import OF_FIRST_ORDER, arguments_of_optimizer, unfit_for, with_plain_parts, wrapped
 from zobench.precision import Precision
-from zobench.run import OF_FIRST_ORDER, OFF, RunSpec, arguments_of_optimizer, with_plain_parts, wrapped
+from zobench.run import OFF, RunSpec
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme
 from zobench.tasks.base import Task

@@ -19,7 +19,6 @@ from zobench.config import ConfigError
 from zobench.models import ModelError
 from zobench.run import RunSpec
 from zobench.tasks.base import DataError, Example
-from zobench.tasks.encoding import encode
 
 
 def main() -> None:
@@ -101,8 +100,9 @@ def _entry(example: Example) -> dict[str, Any]:
 def _with_ids(spec: RunSpec, examples: list[Example]) -> list[dict[str, Any]]:
     tokenizer, max_length = spec.model.load_tokenizer()
     entries = []
-    max_length = spec.task.max_length(max_length)
-    for example, encoded in zip(examples, encode(tokenizer, examples, max_length), strict=True):
+    max_length = spec.task.max_length(max_length - spec.scheme.n_virtual)
+    shown = spec.model.shown(tokenizer, examples)
+    for example, encoded in zip(shown, spec.model.encode(tokenizer, examples, max_length), strict=True):
         used = [*encoded.prompt_ids, *(i for option in encoded.option_ids for i in option)]
         tokens = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in used}
         ids = {"prompt_ids": list(encoded.prompt_ids), "option_ids": [list(o) for o in encoded.option_ids]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from zobench.record import Record
 from zobench.run import build
 from zobench.scoring import collate
 from zobench.tasks.base import DataError, Example, Row
-from zobench.tasks.encoding import encode
+from zobench.tasks.encoding import Encoded, encode
 from zobench.tasks.toy import Toy
 from zobench.train import Loop
 
@@ -155,7 +155,7 @@ def test_demonstrations_are_solved_training_examples_before_the_question(lab: La
     assert shown == demonstrations.draw(drawn["train"], 3, seed=5)
     assert shown != demonstrations.draw(drawn["train"], 3, seed=6)
     assert demonstrations.draw(drawn["train"], 5, seed=5)[:3] == shown
-    made, before, kept = demonstrations.prepend(tokenizer, drawn["test"], shown, max_length)
+    made, before, kept = demonstrations.prepend(list, tokenizer, drawn["test"], shown, max_length)
     assert kept == [3] * len(made)
     texts = [(e.prompt + e.options[e.label[0]]).strip() for e in shown]
     assert made[0].prompt == "\n\n".join([*texts, drawn["test"][0].prompt])
@@ -172,11 +172,11 @@ def test_too_long_a_prompt_loses_whole_demonstrations_from_the_front(lab: Lab) -
     def length(example: Example) -> int:
         return max(len(tokenizer(example.prompt + option)["input_ids"]) for option in example.options)
 
-    whole, _, _ = demonstrations.prepend(tokenizer, drawn["test"], shown, 10**6)
+    whole, _, _ = demonstrations.prepend(list, tokenizer, drawn["test"], shown, 10**6)
     alone = max(map(length, drawn["test"]))
     seen = set()
     for limit in range(alone, max(map(length, whole)) + 1, 7):
-        made, before, kept = demonstrations.prepend(tokenizer, drawn["test"], shown, limit)
+        made, before, kept = demonstrations.prepend(list, tokenizer, drawn["test"], shown, limit)
         for example, text, n, first in zip(made, before, kept, drawn["test"], strict=True):
             assert length(example) <= limit
             assert text == "".join(demonstrations.text_of(e) + "\n\n" for e in shown[3 - n :])
@@ -252,6 +252,10 @@ def test_a_task_without_a_null_prompt_is_refused_before_the_model_is_loaded(
         build(made)
 
 
+def bare(tokenizer: Any, max_length: int) -> Callable[[Sequence[Example]], list[Encoded]]:
+    return lambda examples: encode(tokenizer, examples, max_length, bare=True)
+
+
 class NoBos:
     """The tokenizer without the token that it puts before a text."""
 
@@ -264,9 +268,9 @@ class NoBos:
 
 def test_an_empty_null_prompt_needs_a_token_before_it(lab: Lab) -> None:
     tokenizer, max_length, drawn = _given(lab)
-    assert len(nulls(tokenizer, drawn["test"], [""] * len(drawn["test"]), max_length).encoded) == 1
-    with pytest.raises(DataError, match="its null prompt is empty and this tokenizer puts no token before a text"):
-        nulls(NoBos(tokenizer), drawn["test"], [""] * len(drawn["test"]), max_length)
+    assert len(nulls(bare(tokenizer, max_length), drawn["test"], [""] * len(drawn["test"])).encoded) == 1
+    with pytest.raises(DataError, match="its prompt is empty and this tokenizer puts no token before a text"):
+        nulls(bare(NoBos(tokenizer), max_length), drawn["test"], [""] * len(drawn["test"]))
 
 
 def test_null_prompts_are_encoded_once_for_each_list_of_options(lab: Lab) -> None:
@@ -275,7 +279,7 @@ def test_null_prompts_are_encoded_once_for_each_list_of_options(lab: Lab) -> Non
         dataclasses.replace(e, options=e.options[:: 1 if i % 2 else -1], null_prompt="It was" if i % 3 else "So")
         for i, e in enumerate(drawn["test"])
     ]
-    found = nulls(tokenizer, mixed, [""] * len(mixed), max_length)
+    found = nulls(bare(tokenizer, max_length), mixed, [""] * len(mixed))
     assert len(found.encoded) == 4
     for example, number in zip(mixed, found.of, strict=True):
         alone = encode(tokenizer, [dataclasses.replace(example, prompt=str(example.null_prompt))], max_length)[0]
@@ -286,7 +290,8 @@ def test_null_prompts_are_encoded_once_for_each_list_of_options(lab: Lab) -> Non
 def test_splits_are_encoded_without_demonstrations_where_there_are_none(lab: Lab) -> None:
     tokenizer, max_length, drawn = _given(lab)
     made = prompts(
-        tokenizer, drawn, max_length, calibration="none", n_demonstration=0, seed=1, reserve=0
+        spec(lab, "optimizer=none").model, tokenizer, drawn, max_length,
+        calibration="none", n_demonstration=0, seed=1, reserve=0,
     )  # fmt: skip
     assert made.data == {split: encode(tokenizer, found, max_length) for split, found in drawn.items()}
     assert (made.nulls, made.rows) == ({}, {})
@@ -337,3 +342,12 @@ def test_an_evaluation_shows_how_far_it_is(lab: Lab) -> None:
     for split in ("dev", "test"):
         of_split = [rest for description, *rest in shown if description == f"evaluating {split}"]
         assert of_split == [[16, 40, True], [32, 40, True], [40, 40, False]]
+
+
+def test_a_scheme_that_fits_itself_needs_no_optimizer(lab: Lab) -> None:
+    zero_shot, fitted = run(lab, "optimizer=none")[1], run(lab, "optimizer=none", "scheme=linear_probe")[1]
+    assert fitted[-1]["metrics"]["dev"]["accuracy"] > zero_shot[-1]["metrics"]["dev"]["accuracy"] + 0.1
+    assert fitted[-1]["n_forward"] == 8  # the training set once, 64 examples of 8 a minibatch
+    for other in ("optimizer=in_context", "calibration=sfc"):
+        with pytest.raises(ConfigError, match="linear_probe"):
+            spec_of(["optimizer=none", "scheme=linear_probe", other])

@@ -252,8 +252,9 @@ def test_runs_learn_by_teacher_forcing_with_and_without_gradients(lab: Lab) -> N
 def test_a_task_says_its_loss_and_a_run_another(tmp_path: Path) -> None:
     common = [f"out={tmp_path / 'runs'}"]
     assert spec_of(common).loss == "cross_entropy"
-    assert spec_of([*common, "+task.loss=teacher_forcing"]).loss == "teacher_forcing"
-    assert spec_of([*common, "+task.loss=teacher_forcing", "loss=f1"]).loss == "f1"
-    assert spec_of([*common, "+task.loss=f1"]).run_id == spec_of([*common, "loss=f1"]).run_id
+    asked = spec_of([*common, "task.loss=teacher_forcing"])
+    assert asked.loss == "teacher_forcing"
+    assert asked.run_id == spec_of([*common, "loss=teacher_forcing"]).run_id
+    assert spec_of([*common, "task.loss=teacher_forcing", "loss=f1"]).loss == "f1"
     with pytest.raises(ConfigError, match=r"loss=teacher_force: must be one of .*\(did you mean teacher_forcing\?\)"):
         spec_of(["loss=teacher_force"])

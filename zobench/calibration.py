@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from zobench.tasks.base import DataError, Example
-from zobench.tasks.encoding import Encoded, encode
+from zobench.tasks.base import Example
+from zobench.tasks.encoding import Encoded
 
 Calibration = Literal["none", "sfc", "icl_sfc"]
 
@@ -24,30 +24,27 @@ class Nulls:
     of: list[int]
 
 
-def nulls(tokenizer: Any, examples: Sequence[Example], before: Sequence[str], max_length: int) -> Nulls:
+def nulls(
+    encode: Callable[[Sequence[Example]], list[Encoded]], examples: Sequence[Example], before: Sequence[str]
+) -> Nulls:
     """Null prompts of examples.
 
     Args:
+        encode: examples as token ids, where a prompt may be empty if the tokenizer puts a token before it.
         before: for each example, what comes before its null prompt: demonstrations (calibration=icl_sfc), or "".
 
     Raises:
-        DataError: a null prompt is empty and the tokenizer puts no token before it.
+        DataError: from ``encode``.
     """
     number: dict[tuple[str, tuple[str, ...]], int] = {}
     distinct: list[Example] = []
     of: list[int] = []
-    opens = bool(tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"][0])
     for example, text in zip(examples, before, strict=True):
         assert example.null_prompt is not None
         prompt = text + example.null_prompt
-        if not prompt and not opens:
-            raise DataError(
-                f"row {example.row}: its null prompt is empty and this tokenizer puts no token before a text, so "
-                "nothing predicts an option's first token; use calibration=none"
-            )
         key = (prompt, example.options)
         if key not in number:
             number[key] = len(distinct)
             distinct.append(replace(example, prompt=prompt))
         of.append(number[key])
-    return Nulls(encode(tokenizer, distinct, max_length, bare=True), of)
+    return Nulls(encode(distinct), of)

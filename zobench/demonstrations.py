@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,12 @@ def text_of(example: Example) -> str:
 
 
 def prepend(
-    tokenizer: Any, examples: Sequence[Example], shown: Sequence[Example], max_length: int, reserve: int = 0
+    as_seen: Callable[[Sequence[Example]], list[Example]],
+    tokenizer: Any,
+    examples: Sequence[Example],
+    shown: Sequence[Example],
+    max_length: int,
+    reserve: int = 0,
 ) -> tuple[list[Example], list[str], list[int]]:
     """Examples with demonstrations before their prompts.
 
@@ -37,6 +42,7 @@ def prepend(
     shortens what is left.
 
     Args:
+        as_seen: examples as the model is to see them, in a chat template say.
         shown: the demonstrations, in their order.
         max_length: tokens of a prompt with its longest option, or with ``reserve`` tokens to be generated.
 
@@ -46,7 +52,7 @@ def prepend(
     texts = [text_of(example) + SEPARATOR for example in shown]
     lengths = [len(ids) for ids in _ids(tokenizer, texts, special=False)]
     tails = [max(reserve, *map(len, _ids(tokenizer, example.options, special=False))) for example in examples]
-    questions = [len(ids) for ids in _ids(tokenizer, [example.prompt for example in examples], special=True)]
+    questions = [len(ids) for ids in _ids(tokenizer, [example.prompt for example in as_seen(examples)], special=True)]
     kept = []
     for tail, question in zip(tails, questions, strict=True):
         n, total = 0, tail + question
@@ -56,13 +62,13 @@ def prepend(
         kept.append(n)
     while True:  # tokens of a whole text are nearly always the sum of its parts' tokens; where not, one less fits
         before = ["".join(texts[len(texts) - n :]) for n in kept]
-        whole = _ids(tokenizer, [b + e.prompt for b, e in zip(before, examples, strict=True)], special=True)
+        made = [replace(e, prompt=b + e.prompt) for b, e in zip(before, examples, strict=True)]
+        whole = _ids(tokenizer, [example.prompt for example in as_seen(made)], special=True)
         long = [i for i, ids in enumerate(whole) if kept[i] and len(ids) + tails[i] > max_length]
         if not long:
             break
         for i in long:
             kept[i] -= 1
-    made = [replace(e, prompt=b + e.prompt) for b, e in zip(before, examples, strict=True)]
     return made, before, kept
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zobench.body import base_of
+from zobench.body import Body, base_of
 
 VOCABULARY_CHUNK = 8192  # rows of the output embedding made float32 at a time: 128 MiB at a width of 4096
 
@@ -116,3 +116,26 @@ class _Given:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@torch.no_grad()
+def check_logits(model: nn.Module) -> None:
+    """Whether `Head` makes the logits that the model makes, on a row of one token.
+
+    Raises:
+        ValueError: it does not, so that options could not be scored: the model does more to its logits than can be
+            done to some of them alone.
+    """
+    head, weight = Head(model), base_of(model).get_input_embeddings().weight
+    ids = torch.zeros((1, 1), dtype=torch.int64, device=weight.device)
+    hidden = Body(model)(ids, torch.ones(1, dtype=torch.int64, device=weight.device))[0]
+    n = head.embedding.weight.shape[0]
+    tokens = torch.tensor([[n - 1, 0, n // 2]])  # not where they stand among all
+    try:
+        whole = head._run(hidden, head.embedding)[0].cpu()
+        expected, found = whole[0, tokens[0]].float(), head.logits(hidden, tokens)[0].float().cpu()
+    except RuntimeError as error:
+        raise ValueError(f"its logits cannot be made for some tokens alone ({str(error).splitlines()[0]})") from error
+    rounding = 64 * torch.finfo(whole.dtype).eps * max(1.0, float(whole.float().abs().max()))
+    if whole.shape[1] != n or float((found - expected).abs().max()) > rounding:
+        raise ValueError("its logits are not those of each token alone, and so cannot be scored one by one")

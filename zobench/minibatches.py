@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from zobench.engine.stream import BATCHES, generator
 from zobench.losses import Loss
 from zobench.scoring import Batch, collate
-from zobench.tasks.encoding import Encoded
+from zobench.tasks.encoding import Encoded, taught
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,6 @@ class Minibatches:
             rows = [[taught(example) for example in part] for part in rows]
         normalised = self.loss == "teacher_forcing"
         return [collate(part, self.device, self.pad_id, normalised=normalised) for part in rows]
-
-
-def taught(example: Encoded) -> Encoded:
-    """The example with its first right option alone."""
-    return replace(example, option_ids=(example.option_ids[example.label[0]],), label=(0,))
 
 
 def batch_indices(seed: int, step: int, size: int, n: int) -> list[int]:

@@ -24,6 +24,8 @@ def _of_loss(spec: RunSpec) -> list[str]:
     if task.kind == "generation" and spec.loss not in OF_GENERATION:
         fit = " or ".join(OF_GENERATION)
         return [f"loss={spec.loss}: compares options, and task={task.name} generates text; use loss={fit}"]
+    if task.kind == "generation" and spec.start == "linear_probe":
+        return [f"start=linear_probe: is of option words, and task={task.name} generates text; set start=null"]
     if task.masked and spec.loss == "teacher_forcing":
         return [
             f"loss=teacher_forcing: predicts each token from those before it, and task={task.name} is for masked "
@@ -41,6 +43,8 @@ def _of_calibration(spec: RunSpec) -> list[str]:
         found.append(f"calibration={calibration}: task={task.name} generates text and has no options to calibrate")
     if task.masked:
         found.append(f"calibration={calibration}: is for causal models, and task={task.name} is for masked ones")
+    if spec.scheme.fits:
+        found.append(f"calibration={calibration}: scheme={spec.scheme.name} sees no null prompt; use calibration=none")
     if calibration == "icl_sfc" and not spec.n_demonstration:
         found.append(
             "calibration=icl_sfc: keeps the demonstrations before the null prompt, and only optimizer=in_context has "
@@ -53,7 +57,7 @@ def _of_no_training(spec: RunSpec) -> list[str]:
     if spec.trains:
         return []
     found, name, n = [], spec.config["optimizer"]["name"], spec.n_demonstration
-    if spec.scheme.name != "full" and not spec.scheme.fits:
+    if spec.scheme.name != "full" and (n or not spec.scheme.fits):
         found.append(f"scheme={spec.scheme.name}: optimizer={name} trains nothing; use scheme=full")
     if n and spec.task.masked:
         found.append(f"optimizer={name}: shows examples to causal models, and task={spec.task.name} is for masked ones")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zobench import losses
 from zobench.forward_mode import Tangent, jvp
+from zobench.generation import Generator, Judge, Writer
 from zobench.layers import Layers
 from zobench.losses import Loss
 from zobench.scoring import Batch, Scorer
@@ -104,6 +105,9 @@ class TaskObjective:
         meter: counts.
         loss: see `losses`. For teacher_forcing, the parts are of `minibatches.Minibatches` of that loss.
         minibatches: the step's others; None if there are none.
+        writer: for loss=f1 of a generation task: what writes texts, and what they are worth. The loss is then 1 minus
+            the mean token F1 of the texts that the model writes. It counts as one forward, as each token of prompt and
+            text runs through the model once; the tokens written count besides those of the prompts.
         score: what makes whole forwards without a graph of autograd; None is the scorer itself.
         n_minibatch: how many minibatches this one is as large as.
         layer: see ``above``.
@@ -116,12 +120,15 @@ class TaskObjective:
     loss: Loss = "cross_entropy"
     minibatches: Others | None = None
     score: Callable[[Batch], Tensor] | None = None
+    writer: Writer | None = None
     n_minibatch: int = 1
     layer: int = 0
     _kept: _Kept = field(default_factory=_Kept)
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
+        if self.loss == "f1" and self.writer is not None:
+            return self._of_texts(*self.writer)
         start = self._kept.layer if self._kept.layer <= self.layer else 0
         self._count_forward(self.layers.share(start))
         return losses.mean(self.loss, self._scores(start), self.parts)
@@ -165,6 +172,16 @@ class TaskObjective:
             return self
         parts, n = self.minibatches.full()
         return replace(self, parts=parts, n_minibatch=n, layer=0, _kept=_Kept())
+
+    def _of_texts(self, generate: Generator, judge: Judge) -> Tensor:
+        f1: list[float] = []
+        for part in self.parts:
+            texts, n_token = generate([example.prompt_ids for example in part.examples])
+            f1 += [judge.f1(text, example) for text, example in zip(texts, part.examples, strict=True)]
+            self.meter.n_token += n_token + sum(len(example.prompt_ids) for example in part.examples)
+        self.meter.n_forward += self.n_minibatch
+        self.meter.n_example += self._n_example
+        return torch.tensor(1.0 - sum(f1) / len(f1), device=self.parts[0].labels.device)
 
     @property
     def _n_example(self) -> int:

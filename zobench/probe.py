@@ -42,6 +42,10 @@ class Probe(nn.Module):
         nn.init.zeros_(self.rows.weight)
         self._options = list(options)
 
+    def forward(self, **given: Any) -> SimpleNamespace:
+        """As a language model's: ``logits`` (R, T, options) of ``input_ids`` (R, T)."""
+        return SimpleNamespace(logits=self.rows(self.table(**given).last_hidden_state))
+
     def get_output_embeddings(self) -> nn.Linear:
         """The rows."""
         return self.rows

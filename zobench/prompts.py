@@ -8,8 +8,9 @@ from typing import Any
 
 from zobench import demonstrations
 from zobench.calibration import Calibration, Nulls, nulls
+from zobench.models import LanguageModel
 from zobench.tasks.base import DataError, Example, Split
-from zobench.tasks.encoding import Encoded, encode
+from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import ids_hash
 
 
@@ -33,6 +34,7 @@ def check_null_prompts(calibration: Calibration, task: str, drawn: Mapping[Split
 
 
 def prompts(
+    model: LanguageModel,
     tokenizer: Any,
     drawn: Mapping[Split, Sequence[Example]],
     max_length: int,
@@ -45,27 +47,34 @@ def prompts(
     """Encode all splits. Demonstrations and calibration are for dev and test alone.
 
     Args:
+        model: what says how a prompt is shown and encoded; it is not loaded.
         max_length: tokens of a row.
         n_demonstration, seed: see `demonstrations.draw`.
         reserve: tokens that stay free after a prompt of dev and test, for a text to be generated.
 
     Raises:
-        DataError: an example cannot be encoded, or has not what calibration or demonstrations need.
+        DataError, ModelError: an example cannot be encoded, or has not what calibration or demonstrations need.
     """
+
+    def encode(found: Sequence[Example], bare: bool = False) -> list[Encoded]:
+        return model.encode(tokenizer, found, max_length, bare=bare, reserve=0 if bare else reserve)
+
     shown = demonstrations.draw(drawn["train"], n_demonstration, seed)
-    made = Prompts({"train": encode(tokenizer, drawn["train"], max_length, reserve=reserve)})
+    made = Prompts({"train": encode(drawn["train"])})
     n_kept: dict[str, float] = {}
     for split, found in drawn.items():
         if split == "train":
             continue
         given, before, kept = list(found), [""] * len(found), [0]
         if shown:
-            given, before, kept = demonstrations.prepend(tokenizer, found, shown, max_length, reserve)
+            given, before, kept = demonstrations.prepend(
+                lambda made: model.shown(tokenizer, made), tokenizer, found, shown, max_length, reserve
+            )
         n_kept[split] = round(sum(kept) / len(kept), 3)
-        made.data[split] = encode(tokenizer, given, max_length, reserve=reserve)
+        made.data[split] = encode(given)
         if calibration != "none":
             before = before if calibration == "icl_sfc" else [""] * len(found)
-            made.nulls[split] = nulls(tokenizer, found, before, max_length)
+            made.nulls[split] = nulls(lambda made: encode(made, bare=True), found, before)
     if shown:
         ids = [example.row for example in shown]
         made.rows["demonstrations"] = {"n": len(shown), "ids_sha256": ids_hash(ids), "kept": n_kept}

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from zobench import probe
+from zobench import placement, probe
 from zobench.budget import Budget
 from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
-from zobench.evaluate import Told, evaluate
+from zobench.evaluate import Told, evaluate, evaluate_texts
+from zobench.generation import Generator, Judge, Writer
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss
@@ -29,6 +30,7 @@ from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
 from zobench.optim.hybrid import Hybrid
 from zobench.optim.no_training import NoTraining
+from zobench.optim.nodes import OF_FIRST_ORDER, identity, wrapped
 from zobench.precision import Precision
 from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
@@ -43,25 +45,17 @@ NOT_IDENTITY = (
 )  # fmt: skip
 # Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
 # is taken up, and then the scheme and the run's loss say it.
-PLACES = {"model": ("path", "attention_projections"), "task": ("root", "loss")}
+PLACES = {"model": ("path", "device_map", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
 OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none"}
-OPTIMIZER_OFF = {
-    "q_schedule": "constant", "fresh_batches": False, "blocks": "all", "order": "gauss_seidel", "n_block": None,
-    "mask": None, "sparsity": 0.0, "mask_scope": "layer", "resample": 1, "anneal_every": None, "anneal_ratio": 1.05,
-    "anneal_factor": 1.5, "max_grad_norm": None,
-    "fused": True,  # how a step is computed, not which; "off" is what the yamls say
-}  # fmt: skip
 GROUP_OFF: dict[str, dict[str, Any]] = {
     "scheme": {"base": "frozen", "a": "trained"},
     "task": {
         "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
         "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
     },
-    "model": {},
+    "model": {"chat_template": None, "append_eos": False},
 }  # fmt: skip
-OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
-DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
 
 @dataclass(frozen=True)
@@ -105,16 +99,16 @@ class RunSpec:
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [
-            *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
-            *self.scheme.misfits(self),
-        ]  # fmt: skip
+        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
+        found += misfits(self)
         if self.task.masked != self.model.masked:
             kinds = {True: "masked", False: "causal"}
             found.append(
                 f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
                 f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
             )
+        if self.model.device_map is not None and self.device.type != "cuda":
+            found.append(f"model.device_map={self.model.device_map}: lays a model over GPUs, and device={self.device}")
         if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
             kind = "a zeroth-order optimizer" if self.is_zo else "a run without training"
             found.append(f"model.gradient_checkpointing=true: {kind} has no backward pass to save for")
@@ -149,7 +143,7 @@ class RunSpec:
         config = {k: v for k, v in self.config.items() if k not in NOT_IDENTITY and (k not in OFF or v != OFF[k])}
         for group, keys in PLACES.items():
             config[group] = {key: value for key, value in config[group].items() if key not in keys}
-        config["optimizer"] = _identity(config["optimizer"])
+        config["optimizer"] = identity(config["optimizer"])
         for group, off in GROUP_OFF.items():
             config[group] = {k: v for k, v in config[group].items() if k not in off or v != off[k]}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
@@ -175,6 +169,7 @@ class Bench:
     meter: Meter
     layers: Layers
     score: Callable[[Batch], torch.Tensor]  # forwards without autograd
+    writer: Writer | None = None  # of a generation task
 
     @property
     def trainable(self) -> list[torch.Tensor]:
@@ -190,15 +185,15 @@ class Bench:
         first = step * self.optimizer.minibatches
         return TaskObjective(
             self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
-            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score,
+            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.writer,
         )  # fmt: skip
 
     def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
         """Metrics of the weights as they are."""
-        return evaluate(
-            self.scorer, self.data[split], self.spec.eval_batch_size, self.spec.device, self.pad_id,
-            nulls=self.nulls.get(split), told=told,
-        )  # fmt: skip
+        data, size, device = self.data[split], self.spec.eval_batch_size, self.spec.device
+        if self.writer is not None:
+            return evaluate_texts(self.scorer, self.writer, data, size, device, self.pad_id, told=told)
+        return evaluate(self.scorer, data, size, device, self.pad_id, nulls=self.nulls.get(split), told=told)
 
     def home(self) -> None:
         self.optimizer.home()
@@ -213,14 +208,15 @@ def build(spec: RunSpec) -> Bench:
     drawn, rows = examples(spec.task)
     check_null_prompts(spec.calibration, spec.task.name, drawn)
     spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
-    loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
+    tokenizer, limit = spec.model.load_tokenizer()
     given = prompts(
-        loaded.tokenizer, drawn, spec.task.max_length(loaded.max_length - spec.scheme.n_virtual),
-        calibration=spec.calibration, seed=spec.seed, n_demonstration=spec.n_demonstration,
+        spec.model, tokenizer, drawn, spec.task.max_length(limit - spec.scheme.n_virtual), seed=spec.seed,
+        calibration=spec.calibration, n_demonstration=spec.n_demonstration,
         reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
     )  # fmt: skip
-    whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, loaded.tokenizer)
-    pad_id, scorer, meter = loaded.tokenizer.pad_token_id or 0, Scorer(whole), Meter()
+    loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
+    whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
+    pad_id, scorer, meter = tokenizer.pad_token_id or 0, Scorer(whole), Meter()
     model, data = spec.scheme.cached(
         whole, given.data, drawn["train"][0].options,
         lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
@@ -237,46 +233,23 @@ def build(spec: RunSpec) -> Bench:
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
     if not spec.trains:
-        spec.scheme.fit(model, data["train"])
+        if spec.scheme.fits:
+            spec.scheme.fit(model, data["train"])
         model.requires_grad_(False)
+    # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
+    graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     return Bench(
-        spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
+        spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
         nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
-        score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
+        score=GraphedScorer(scorer) if graphed else scorer,
+        writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
     )  # fmt: skip
 
 
-def arguments_of_optimizer(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's yaml without what describes it; so are the nodes of the optimizers that it is made of."""
-    kept = {k: v for k, v in node.items() if k not in (*DESCRIPTIVE, "_target_", "name")}
-    return {
-        k: {"_target_": v["_target_"], **arguments_of_optimizer(v)} if _is_node(v) else v for k, v in kept.items()
-    }  # fmt: skip
-
-
-def with_plain_parts(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's yaml with its own description, and without those of the optimizers that it is made of."""
-    return {
-        k: {n: x for n, x in v.items() if n not in DESCRIPTIVE} if _is_node(v) else v for k, v in node.items()
-    }  # fmt: skip
-
-
-def _is_node(value: object) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
-
-
-def _identity(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an optimizer's yaml makes a run what it is."""
-    return {
-        k: _identity(v) if _is_node(v) else v for k, v in node.items()
-        if k not in DESCRIPTIVE and (k not in OPTIMIZER_OFF or v != OPTIMIZER_OFF[k])
-    }  # fmt: skip
-
-
-def wrapped(made: object) -> bool:
-    """Whether a class is of torch or another library, so that `FirstOrder` makes its steps."""
-    return not hasattr(made, "replayable")
+def _writer(spec: RunSpec, model: nn.Module, tokenizer: Any, pad_id: int) -> Writer:
+    task = spec.task
+    return Generator(model, tokenizer, task.stop, task.max_new_tokens, pad_id, spec.device), Judge(task.final)
 
 
 def state_bytes(bench: Bench) -> int:

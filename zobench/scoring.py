@@ -33,6 +33,7 @@ class Batch:
     absent: Tensor | None  # (B, n_option) bool: where an example has no such option; None if all have n_option
     right: Tensor | None  # (B, n_option) bool: the right options; None if each example has one alone
     n_token: int  # without padding
+    examples: tuple[Encoded, ...]  # what it was made of
 
     @property
     def n_example(self) -> int:
@@ -91,6 +92,7 @@ def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, norma
         absent=None if min(n_option) == widest else grid([set(range(n, widest)) for n in n_option]),
         right=None if all(len(e.label) == 1 for e in examples) else grid([set(e.label) for e in examples]),
         n_token=sum(len(row) for row in rows),
+        examples=tuple(examples),
     )
 
 

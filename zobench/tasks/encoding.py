@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zobench.tasks.base import DataError, Example
@@ -21,6 +21,7 @@ class Encoded:
     option_ids: tuple[tuple[int, ...], ...]
     label: tuple[int, ...]
     mask: int | None = None
+    answers: tuple[str, ...] = ()  # of a generation task: see `Example`
 
 
 def encode(
@@ -44,7 +45,7 @@ def encode(
     texts = [example.prompt + option for example in examples for option in example.options]
     if not texts:
         return []
-    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
+    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     encoded, at = [], 0
     for example in examples:
         split = []
@@ -62,6 +63,11 @@ def encode(
         while any(ids[:shared] != split[0][0][:shared] for ids, _, _ in split):
             shared -= 1
         prompt, options = list(split[0][0][:shared]), tuple(tuple(ids[shared:]) for ids, _, _ in split)
+        if bare and not prompt:
+            raise DataError(
+                f"row {example.row}: its prompt is empty and this tokenizer puts no token before a text, so nothing "
+                "predicts an option's first token; use calibration=none"
+            )
         room, head = max_length - max(reserve, *map(len, options)), split[0][2]
         if len(prompt) < (max(head, 1) if bare else head + 1) or any(not option for option in options) or room <= head:
             kept = f" with {reserve} kept free" if reserve else ""
@@ -71,5 +77,10 @@ def encode(
             )
         if len(prompt) > room:
             prompt = prompt[:head] + prompt[len(prompt) - (room - head) :]
-        encoded.append(Encoded(example.row, tuple(prompt), options, example.label))
+        encoded.append(Encoded(example.row, tuple(prompt), options, example.label, answers=example.answers))
     return encoded
+
+
+def taught(example: Encoded) -> Encoded:
+    """The example with its first right option alone."""
+    return replace(example, option_ids=(example.option_ids[example.label[0]],), label=(0,))
