@@ -50,10 +50,6 @@ class Probe(nn.Module):
         """The rows."""
         return self.rows
 
-    def forward(self, input_ids: Tensor | None = None) -> SimpleNamespace:
-        """``logits`` (R, T, options) of ids (R, T)."""
-        return SimpleNamespace(logits=self.rows(self.table(input_ids).last_hidden_state))
-
     def save_pretrained(self, folder: Path) -> None:
         """Write the rows, and how they are read."""
         from safetensors.torch import save_file
