@@ -210,7 +210,7 @@ def build(spec: RunSpec) -> Bench:
     given = prompts(
         spec.model, tokenizer, drawn, spec.task.max_length(limit - spec.scheme.n_virtual), seed=spec.seed,
         calibration=spec.calibration, n_demonstration=spec.n_demonstration,
-        reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
+        reserve=spec.task.max_new_tokens,
     )  # fmt: skip
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
