@@ -129,12 +129,13 @@ def check_logits(model: nn.Module) -> None:
     head, weight = Head(model), base_of(model).get_input_embeddings().weight
     ids = torch.zeros((1, 1), dtype=torch.int64, device=weight.device)
     hidden = Body(model)(ids, torch.ones(1, dtype=torch.int64, device=weight.device))[0]
-    tokens = torch.tensor([[0, 1, head.embedding.weight.shape[0] - 1]])
+    n = head.embedding.weight.shape[0]
+    tokens = torch.tensor([[n - 1, 0, n // 2]])  # not where they stand among all
     try:
         whole = head._run(hidden, head.embedding)[0].cpu()
         expected, found = whole[0, tokens[0]].float(), head.logits(hidden, tokens)[0].float().cpu()
     except RuntimeError as error:
         raise ValueError(f"its logits cannot be made for some tokens alone ({str(error).splitlines()[0]})") from error
     rounding = 64 * torch.finfo(whole.dtype).eps * max(1.0, float(whole.float().abs().max()))
-    if whole.shape[1] != head.embedding.weight.shape[0] or float((found - expected).abs().max()) > rounding:
+    if whole.shape[1] != n or float((found - expected).abs().max()) > rounding:
         raise ValueError("its logits are not those of each token alone, and so cannot be scored one by one")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +16,8 @@ from zobench import placement
 from zobench.body import positions_of
 from zobench.chat import Chat, ChatError
 from zobench.checkpoint import complete, fingerprint, without_dropout
-from zobench.engine.stream import INIT, derive_key
 from zobench.head import check_logits
+from zobench.keyed import keyed_rng
 from zobench.tasks import encoding, masked
 from zobench.tasks.base import Example
 from zobench.tasks.encoding import Encoded
@@ -132,6 +131,7 @@ class LanguageModel:
 
         auto = getattr(transformers, self._auto)
         on = placement.of(self.device_map, device)
+        model: Any
         try:
             config = self._config()
             settings = {"config": config, "dtype": dtype, "attn_implementation": self.attention}
@@ -147,7 +147,8 @@ class LanguageModel:
                 )  # fmt: skip
                 complete(report)
                 source = {"path": self._path} if self._path else {"hub": self._hub, "revision": revision}
-            check_logits(model)
+            placement.check_room(model, device)
+            check_logits(model.eval())
         except (torch.OutOfMemoryError, MemoryError):
             raise  # a result, not a broken model
         except Exception as error:  # transformers, the hub and safetensors raise a dozen kinds
@@ -156,8 +157,6 @@ class LanguageModel:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             without_input_gradients(model)
             model.train()  # transformers checkpoints in train mode only; with dropout off that changes nothing else
-        else:
-            model.eval()
         source["fingerprint"] = fingerprint(model)
         return Loaded(model, source)
 
@@ -257,6 +256,13 @@ class MaskedLM(LanguageModel):
         super().__init__(**settings)
         self._append_eos = append_eos
 
+    def problems(self) -> list[str]:
+        """See `LanguageModel`."""
+        found = super().problems()
+        if self._chat is not None:
+            found.append(f"model.chat_template={self._chat.template}: is for causal models, and {self.name} is masked")
+        return found
+
     def _encode(self, tokenizer: Any, examples: Sequence[Example], max_length: int, **_: Any) -> list[Encoded]:
         return masked.encode(tokenizer, examples, max_length, append_eos=self._append_eos)
 
@@ -266,23 +272,6 @@ class MaskedLM(LanguageModel):
         skeleton: Any = self.skeleton()
         table = positions_of(getattr(skeleton, skeleton.base_model_prefix))
         return found if table is None else min(found, table.num_embeddings - int(table.padding_idx or 0) - 1)
-
-
-class keyed_rng(AbstractContextManager[None]):
-    """Inside, torch's global RNG is seeded from (seed, INIT); afterwards it is as it was. For the initialisers of
-    transformers and peft, which can draw from nothing else."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        devices = [device] if device.type == "cuda" else []
-        self._fork = torch.random.fork_rng(devices=devices)
-        self._seed = derive_key(seed, 0, 0, INIT)[0]
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
 
 
 def without_input_gradients(model: Any) -> None:

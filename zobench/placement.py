@@ -15,6 +15,8 @@ def problems(device_map: DeviceMap) -> list[str]:
     """What is wrong with a device map: weights that move must lie on GPUs, or all of them on the CPU."""
     if isinstance(device_map, str):
         return []
+    if not device_map:
+        return ["model.device_map={}: places nothing; use null, auto or balanced"]
     named = {str(where) for where in device_map.values()}
     away = sorted(named & {"disk", "meta"})
     if away or ("cpu" in named and len(named) > 1):
@@ -48,6 +50,17 @@ def random(auto: Any, on: str | dict[str, Any], device: torch.device, *, config:
         made = auto._model_mapping[type(config)]
         model = made.from_pretrained(None, config=config, state_dict={}, device_map=on, **settings)
     return model
+
+
+def check_room(model: nn.Module, device: torch.device) -> None:
+    """accelerate lays what GPUs have no room for elsewhere, and would copy it for each forward.
+
+    Raises:
+        torch.OutOfMemoryError: it did.
+    """
+    away = [where for where in devices(model) if where.type != device.type]
+    if away:
+        raise torch.OutOfMemoryError(f"model.device_map: the GPUs have no room for it, so a part lies on {away[0]}")
 
 
 def spread(model: nn.Module) -> bool:

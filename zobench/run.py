@@ -109,6 +109,8 @@ class RunSpec:
                 f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
                 f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
             )
+        if self.model.device_map is not None and self.device.type != "cuda":
+            found.append(f"model.device_map={self.model.device_map}: lays a model over GPUs, and device={self.device}")
         if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
             kind = "a zeroth-order optimizer" if self.is_zo else "a run without training"
             found.append(f"model.gradient_checkpointing=true: {kind} has no backward pass to save for")

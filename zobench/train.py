@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from zobench import provenance
+from zobench import placement, provenance
 from zobench.clock import Clocks
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.hybrid import Hybrid
@@ -48,7 +48,7 @@ class Loop:
     def __init__(self, bench: Bench, record: Record, command: str, observers: list[Observer]) -> None:
         self.bench, self.record, self.observers = bench, record, observers
         self.spec, self.optimizer, self.meter = bench.spec, bench.optimizer, bench.meter
-        self.clocks = Clocks(self.spec.device)
+        self.clocks = Clocks(*placement.devices(bench.model))
         self.n_step = 0
         self.window = Window()
         self.first_step_s = 0.0

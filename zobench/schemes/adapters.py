@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zobench.models import keyed_rng, without_input_gradients
+from zobench.keyed import keyed_rng
+from zobench.models import without_input_gradients
 
 
 def task_type(model: Any) -> str:

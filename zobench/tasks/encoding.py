@@ -45,7 +45,7 @@ def encode(
     texts = [example.prompt + option for example in examples for option in example.options]
     if not texts:
         return []
-    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
+    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     encoded, at = [], 0
     for example in examples:
         split = []

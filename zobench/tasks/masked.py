@@ -28,7 +28,7 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int, *, appe
     words = {word: _one_token(tokenizer, word) for word in dict.fromkeys(w for e in examples for w in e.options)}
     end = tokenizer.eos_token if append_eos else ""
     texts = [example.prompt + tokenizer.mask_token + example.suffix + end for example in examples]
-    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
+    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     encoded = []
     for i, example in enumerate(examples):
         ids, offsets, special = (tokens[k][i] for k in ("input_ids", "offset_mapping", "special_tokens_mask"))
