@@ -23,6 +23,9 @@ DESCRIPTIVE = (
     "cost",
 )  # keys of a config group that change no number
 
+# Settings of a run, beside those of its groups, that tuning may vary; and what they are where nothing is said.
+PLAIN = {"loss": "cross_entropy", "calibration": "none", "start": None}
+
 NAMES = ("run_id", "suite", "model", "task", "scheme", "optimizer", "precision", "schedule")
 COUNTS = ("n_forward", "n_backward", "n_jvp", "n_example", "n_token")
 STEP_NUMBERS = ("loss", "lr", "projected_grad", *COUNTS, "train_s")
@@ -55,15 +58,23 @@ def run_line(row: Row) -> Row:
         "scheme": _settings(config.get("scheme")),
         "schedule": {"name": run["schedule"], **_settings(config.get("schedule"))},
         "batch_size": batch_size,
+        **{name: config[name] for name, plain in PLAIN.items() if config.get(name, plain) != plain},
     }
     return {
         **run, "seed": int(_finite(row, "seed")), "batch_size": batch_size, "metric": text(row, "metric"),
         "budget": f"{_plain(amount)} {unit}", "budget_unit": unit, "budget_amount": amount,
         "hardware": _hardware(hardware), "git_sha": git.get("sha"), "git_dirty": git.get("dirty"),
+        "from_zero_shot": _from_zero_shot(config, optimizer),
         "started": row.get("started"), "point": json.dumps(point, sort_keys=True),
         **numbers(params, ("n_trainable", "n_total")), **numbers(row, ("forwards_per_step",)),
         **{f"hp.{name}": value for name, value in _flat(optimizer).items()},
     }  # fmt: skip
+
+
+def _from_zero_shot(config: Row, optimizer: Row) -> bool:
+    """Whether the first evaluation is of the model as it is, with plain prompts and scores."""
+    plain = all(config.get(name, PLAIN[name]) == PLAIN[name] for name in ("calibration", "start"))
+    return plain and not optimizer.get("demonstrations")
 
 
 def step_line(row: Row) -> Row:

@@ -23,7 +23,7 @@ from analysis.lines import Row
 
 RUN_COLUMNS = (
     *(*lines.NAMES, "seed", "budget", "budget_unit", "budget_amount", "batch_size", "point", "metric", "path"),
-    *("started", "git_sha", "git_dirty", "hardware", "n_trainable", "n_total", "forwards_per_step"),
+    *("started", "git_sha", "git_dirty", "hardware", "n_trainable", "n_total", "forwards_per_step", "from_zero_shot"),
     *("status", "reason", "dev_score", "dev_loss", "test_score", "test_loss"),
     *("start_dev_score", "start_dev_loss", "start_test_score", "start_test_loss"),
     *("forwards", *lines.END_NUMBERS, "memory_kind"),

@@ -43,6 +43,7 @@ def _accuracy_section(title: str, runs: list[Row], cells: dict[tuple[str, str, s
         means = [100 * c.test for c in cells.values() if (c.task, c.scheme) == (task, scheme) and c.n_seed]
         if len(means) > 1:  # compared as printed: what looks equal is equally bold
             best[task, scheme] = f"{max(means):.1f}"
+    untrained = {run["optimizer"] for run in runs if run["n_trainable"] == 0}  # of no scheme: full stands for all
     rows = [(Cell("start (zero-shot)"), *(Cell(_mean_std(_start(runs, *column))) for column in columns), Cell(MISSING))]
     notes: list[str] = []
     commands: list[str] = []
@@ -51,6 +52,9 @@ def _accuracy_section(title: str, runs: list[Row], cells: dict[tuple[str, str, s
         n_trial = []
         for task, scheme in columns:
             choice = cells.get((optimizer, task, scheme))
+            if choice is None and optimizer in untrained:
+                row.append(Cell())
+                continue
             if choice is None or all(status in PENDING for status in choice.status.split("/")):
                 commands += _commands(runs, task, scheme, optimizer)
             if choice is None:
@@ -84,7 +88,8 @@ def _start(runs: list[Row], task: str, scheme: str) -> list[float]:
     """Test scores before training, one a seed: all runs of a seed start alike, so they are one observation."""
     by_seed: dict[int, list[float]] = {}
     for run in runs:
-        if (run["task"], run["scheme"]) == (task, scheme) and math.isfinite(run["start_test_score"]):
+        mine = (run["task"], run["scheme"]) == (task, scheme) and run["from_zero_shot"]
+        if mine and math.isfinite(run["start_test_score"]):
             by_seed.setdefault(run["seed"], []).append(run["start_test_score"])
     return [fmean(by_seed[seed]) for seed in sorted(by_seed)]
 

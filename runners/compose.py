@@ -23,19 +23,19 @@ from torch.optim import Optimizer
 from runners import schema
 from zobench.budget import Budget
 from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown, value_problem
-from zobench.models import CausalLM
+from zobench.models import LanguageModel
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
-from zobench.optim.nodes import unfit_for
+from zobench.optim.nodes import OF_FIRST_ORDER, arguments_of_optimizer, unfit_for, with_plain_parts, wrapped
 from zobench.precision import Precision
-from zobench.run import OF_FIRST_ORDER, RunSpec, arguments_of_optimizer, with_plain_parts, wrapped
+from zobench.run import OFF, RunSpec
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme
 from zobench.tasks.base import Task
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 KINDS: dict[str, type] = {
-    "model": CausalLM,
+    "model": LanguageModel,
     "task": Task,
     "scheme": Scheme,
     "optimizer": Optimizer,
@@ -63,12 +63,12 @@ def spec_of(overrides: Sequence[str]) -> RunSpec:
 
 
 def spec_from(config: dict[str, Any]) -> RunSpec:
-    """The run of a resolved config.
+    """The run of a resolved config; what older ones do not name is off.
 
     Raises:
         ConfigError: with all problems.
     """
-    spec, problems = check(config)
+    spec, problems = check({**OFF, **config})
     if problems or spec is None:
         raise ConfigError(problems)
     return spec
@@ -151,7 +151,7 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
     spec = RunSpec(
         **made, seed=config["seed"], batch_size=config["batch_size"], eval_batch_size=config["eval_batch_size"],
         log_every=config["log_every"], loss=config["loss"], micro_batch_size=config["micro_batch_size"],
-        cuda_graphs=config["cuda_graphs"], start=config["start"],
+        cuda_graphs=config["cuda_graphs"], start=config["start"], calibration=config["calibration"],
         device=device, config=config,
     )  # fmt: skip
     return spec, problems + spec.problems()

@@ -106,24 +106,38 @@ def plan(bench: Bench, path: Path, resumes: bool) -> str:
     spec = bench.spec
     n_trainable, n_total = bench.n_parameters
     names = {group: spec.config[group]["name"] for group in ("optimizer", "task", "model", "scheme", "precision")}
-    cost = bench.optimizer.forwards_per_step
     sizes = " / ".join(f"{len(bench.data[split])} {split}" for split in bench.data)
-    amount = f"{spec.budget.amount:,g} {spec.budget.unit}"
-    if spec.budget.unit == "forwards":
-        amount += f" = {math.ceil(spec.budget.amount / cost):,} steps"
-    kind = "1 forward + 1 backward (3 forwards)" if isinstance(bench.optimizer, FirstOrder) else f"{cost:g} forwards"
     gib = state_bytes(bench) / 2**30
     lines = [
         f"{names['optimizer']} on {names['task']} with {names['model']}, {names['scheme']}, {names['precision']}, "
         f"seed {spec.seed}, {spec.device}",
         f"  parameters  {n_trainable:,} of {n_total:,} train",
         f"  data        {sizes}",
-        f"  step        {kind}, batch {spec.batch_size}",
-        f"  budget      {amount}, {spec.budget.n_eval} evaluations",
+        *(_training(bench) if spec.trains else _no_training(bench)),
         f"  memory      {gib:.3f} GiB of weights, gradients and states; activations come on top",
         f"  record      {path}" + (" (goes on where it broke off)" if resumes else ""),
     ]
     return "\n".join(lines)
+
+
+def _training(bench: Bench) -> list[str]:
+    spec, cost = bench.spec, bench.optimizer.forwards_per_step
+    amount = f"{spec.budget.amount:,g} {spec.budget.unit}"
+    if spec.budget.unit == "forwards":
+        amount += f" = {math.ceil(spec.budget.amount / cost):,} steps"
+    kind = "1 forward + 1 backward (3 forwards)" if isinstance(bench.optimizer, FirstOrder) else f"{cost:g} forwards"
+    return [
+        f"  step        {kind}, batch {spec.batch_size}",
+        f"  budget      {amount}, {spec.budget.n_eval} evaluations",
+    ]
+
+
+def _no_training(bench: Bench) -> list[str]:
+    shown: Any = bench.rows.get("demonstrations")
+    if shown is None:
+        return ["  training    none; no demonstrations"]
+    kept = ", ".join(f"{n:g} in {split}" for split, n in shown["kept"].items())
+    return [f"  training    none; {shown['n']} demonstrations, of which fit on average: {kept}"]
 
 
 def summary(outcome: Outcome, metric: str) -> str:

@@ -101,7 +101,7 @@ def _section(name: str, node: dict[str, Any], fields: dict[str, str]) -> str:
     settings = {k: v for k, v in node.items() if k in own and k not in ELSEWHERE and not isinstance(v, dict)}
     if settings:
         lines.append("- Settings: " + ", ".join(f"`{k}={'null' if v is None else v}`" for k, v in settings.items()))
-    for scheme, grid in node["search"].items():
+    for scheme, grid in node.get("search", {}).items():
         values = [f"{key} {', '.join(f'{x:g}' for x in tried)}" for key, tried in grid.items()]
         lines.append(f"- Grid, {scheme}: {', '.join(values)}")
     return "\n".join([*lines, f"- {node['notes'].strip()}", ""])

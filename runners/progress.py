@@ -16,7 +16,8 @@ _SMOOTH = 0.98  # of the shown loss
 
 
 class Live:
-    """A progress bar with loss, last dev metric, ms a step, GiB and time left. An `Observer`; a context manager."""
+    """A progress bar with loss, last dev metric, ms a step, GiB and time left, and one of the evaluation that runs. An
+    `Observer`; a context manager."""
 
     def __init__(self, enabled: bool, metric: str, device: torch.device) -> None:
         self._metric, self._device = metric, device
@@ -26,6 +27,7 @@ class Live:
             disable=not enabled, transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=1.0, shown="")
+        self._evaluation = self._bar.add_task("evaluating", total=1.0, shown="", visible=False)
         self._loss: float | None = None
         self._accuracy = ""
         self._train_s, self._at = 0.0, 0
@@ -53,6 +55,13 @@ class Live:
         self._loss = info.loss if self._loss is None else _SMOOTH * self._loss + (1 - _SMOOTH) * info.loss
         parts = [f"loss {self._loss:.3f}", self._accuracy, self._speed, self._memory()]
         self._bar.update(self._task, completed=min(progress, 1.0), shown="  ".join(part for part in parts if part))
+
+    def evaluating(self, split: str, n_done: int, n: int) -> None:
+        """A line of its own for as long as the evaluation lasts."""
+        self._bar.update(
+            self._evaluation, description=f"evaluating {split}", completed=n_done, total=n, visible=n_done < n,
+            shown=f"{n_done:,} of {n:,} rows",
+        )  # fmt: skip
 
     def _memory(self) -> str:
         if self._device.type != "cuda":

@@ -10,8 +10,9 @@ from typing import Any, get_args
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from zobench.calibration import Calibration
 from zobench.config import Range, unknown
-from zobench.objective import Loss
+from zobench.losses import Loss
 
 SEED = Range(least=0, most=2**32 - 1)
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule", "budget")
@@ -48,6 +49,7 @@ class RunConfig:
     loss: str = MISSING
     cuda_graphs: bool = MISSING
     start: str | None = MISSING
+    calibration: str = MISSING
     log_every: int = field(default=MISSING, metadata={"range": Range(least=1)})
     device: str = MISSING
     out: str = MISSING
@@ -70,6 +72,8 @@ def top_level_problems(config: dict[str, Any]) -> list[str]:
             found.append(f"{f.name}={value}: must be {f.metadata['range']}")
     if config["loss"] not in get_args(Loss):
         found.append(unknown("loss", config["loss"], get_args(Loss)))
+    if config["calibration"] not in get_args(Calibration):
+        found.append(unknown("calibration", config["calibration"], get_args(Calibration)))
     if config["start"] not in (None, *STARTS):
         found.append(unknown("start", config["start"], [*STARTS, "null"]))
     mode = config["wandb"]["mode"]

@@ -2,7 +2,10 @@
 
     python -m runners.show task=sst2 split=validation rows=0:3 [model=...] [key=value ...] [--json]
 
-rows=A:B are rows A to B - 1, rows=A is one. Without model= no model or tokenizer is loaded and token ids are left out.
+rows=A:B are rows A to B - 1, rows=A is one. Without model= no model or tokenizer is loaded and token ids are left out,
+and so are the demonstrations of optimizer=in_context, as how many fit depends on the model.
+A * marks the right options; suffix: what follows the mask of a masked model; answers: all texts that count as right, of
+which training teaches the option; null: the prompt that calibration divides by.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from typing import Any
 
 from runners.compose import spec_of
 from runners.execute import hush
+from zobench import demonstrations
 from zobench.config import ConfigError
 from zobench.models import ModelError
 from zobench.run import RunSpec
 from zobench.tasks.base import DataError, Example
-from zobench.tasks.encoding import encode
+from zobench.tasks.splits import examples as drawn
 
 
 def main() -> None:
@@ -84,15 +88,30 @@ def _span(text: str, problems: list[str]) -> range:
 
 
 def _entry(example: Example) -> dict[str, Any]:
-    return {
+    entry: dict[str, Any] = {
         "row": example.row, "prompt": example.prompt, "options": list(example.options), "label": list(example.label),
     }  # fmt: skip
+    if example.suffix:
+        entry["suffix"] = example.suffix
+    if example.answers:
+        entry["answers"] = list(example.answers)
+    if example.null_prompt is not None:
+        entry["null_prompt"] = example.null_prompt
+    return entry
 
 
 def _with_ids(spec: RunSpec, examples: list[Example]) -> list[dict[str, Any]]:
     tokenizer, max_length = spec.model.load_tokenizer()
     entries = []
-    for example, encoded in zip(examples, encode(tokenizer, examples, max_length), strict=True):
+    max_length = spec.task.max_length(max_length - spec.scheme.n_virtual)
+    room = spec.task.max_new_tokens
+    if spec.n_demonstration:
+        solved = demonstrations.draw(drawn(spec.task)[0]["train"], spec.n_demonstration, spec.seed)
+        examples, _, _ = demonstrations.prepend(
+            lambda made: spec.model.shown(tokenizer, made), tokenizer, examples, solved, max_length, room
+        )
+    shown = spec.model.shown(tokenizer, examples)
+    for example, encoded in zip(shown, spec.model.encode(tokenizer, examples, max_length, reserve=room), strict=True):
         used = [*encoded.prompt_ids, *(i for option in encoded.option_ids for i in option)]
         tokens = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in used}
         ids = {"prompt_ids": list(encoded.prompt_ids), "option_ids": [list(o) for o in encoded.option_ids]}
@@ -113,6 +132,12 @@ def _text(entry: dict[str, Any]) -> str:
         mark = "*" if i in entry["label"] else " "
         ids = f"   {named(entry['option_ids'][i])}" if tokens else ""
         lines.append(f"  {mark} {i}     {option!r}{ids}")
+    if "suffix" in entry:
+        lines.append(f"  suffix  {entry['suffix']!r}")
+    if "answers" in entry:
+        lines.append(f"  answers {', '.join(map(repr, entry['answers']))}")
+    if "null_prompt" in entry:
+        lines.append(f"  null    {entry['null_prompt']!r}")
     return "\n".join(lines)
 
 

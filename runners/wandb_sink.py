@@ -45,5 +45,8 @@ class WandbSink:
     def step(self, progress: float, n_step: int, info: StepInfo) -> None:
         del progress, n_step, info  # rows only: the same as the record
 
+    def evaluating(self, split: str, n_done: int, n: int) -> None:
+        del split, n_done, n  # rows only
+
     def close(self) -> None:
         self._run.finish()

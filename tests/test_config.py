@@ -22,7 +22,7 @@ from zobench.config import (
     unknown,
     value_problem,
 )
-from zobench.run import DESCRIPTIVE, arguments_of_optimizer
+from zobench.optim.nodes import DESCRIPTIVE, arguments_of_optimizer
 
 ROOT = Path(__file__).parents[1]
 Share = Annotated[float, Range(least=0.0, below=1.0)]

@@ -1,4 +1,5 @@
-"""What every optimizer of conf/optimizer promises. A new yaml is checked by being there."""
+"""What every optimizer of conf/optimizer promises that trains: see test_baselines.py for those that do not. A new yaml
+is checked by being there."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import re
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import conftest
@@ -32,6 +34,7 @@ from zobench.engine import cpu, groups, masks
 from zobench.objective import TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.mezo_svrg import MeZOSVRG
+from zobench.optim.no_training import NoTraining
 from zobench.optim.zo_sgd_cons import ZOSGDCons
 from zobench.precision import Precision
 from zobench.record import RecordError
@@ -44,7 +47,12 @@ def is_zo(name: str) -> bool:
     return target.startswith("zobench.") and issubclass(locate(target), ZOOptimizer)  # type: ignore[arg-type]
 
 
-NAMES = sorted(path.stem for path in (CONF / "optimizer").glob("[!_]*.yaml"))
+def trains(path: Path) -> bool:
+    """Whether the optimizer of a yaml makes steps."""
+    return locate(OmegaConf.load(path)["_target_"]) is not NoTraining
+
+
+NAMES = sorted(path.stem for path in (CONF / "optimizer").glob("[!_]*.yaml") if trains(path))
 SMALLER = {
     "cge": ("optimizer.n_coordinate=5",),  # a step costs a forward for each coordinate
     "lezo": ("optimizer.n_block=2",),  # of the small module's three blocks

@@ -18,8 +18,8 @@ from transformers import OPTConfig, OPTForCausalLM
 from zobench.engine.direction import Direction
 from zobench.engine.ledger import Ledger
 from zobench.engine.stream import derive_key, noise, tensor_id
+from zobench.keyed import keyed_rng
 from zobench.layers import Layers
-from zobench.models import keyed_rng
 from zobench.objective import Meter, TaskObjective, _Kept
 from zobench.optim.blocks import partition
 from zobench.optim.cge import CGE

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zobench.models import CausalLM, Loaded, ModelError, fingerprint
+from zobench.checkpoint import fingerprint
+from zobench.models import CausalLM, Loaded, ModelError
 from zobench.schemes.base import n_parameters
 from zobench.schemes.full import Full
 from zobench.schemes.lora import LoRA
@@ -74,8 +75,9 @@ def folder(tmp_path: Path) -> Path:
 def test_the_shipped_model_loads() -> None:
     loaded = _load(path="package:tiny")
     assert _same(_weights(loaded.model), _weights(AutoModelForCausalLM.from_pretrained(TINY)))
-    assert loaded.tokenizer.is_fast
-    assert loaded.max_length == 128
+    tokenizer, max_length = _settings(path="package:tiny").load_tokenizer()
+    assert tokenizer.is_fast
+    assert max_length == 128
     assert loaded.source["path"] == "package:tiny"
     assert not loaded.model.training
     half = _load(path="package:tiny", dtype=torch.bfloat16).model
@@ -101,9 +103,10 @@ def test_random_weights_are_a_function_of_the_seed() -> None:
     differing = [name for name, p in _weights(loaded.model).items() if not torch.equal(p, others[name])]
     assert [name for name in differing if name.endswith("weight")]
     assert all(name in differing for name, p in others.items() if p.ndim == 2)
-    assert loaded.max_length == 64
     assert loaded.source["random"] == SMALL
-    assert loaded.tokenizer("It was")["input_ids"][0] == 0  # the shipped tokenizer stands in
+    tokenizer, max_length = _settings(weights="random", architecture=SMALL).load_tokenizer()
+    assert max_length == 64
+    assert tokenizer("It was")["input_ids"][0] == 0  # the shipped tokenizer stands in
 
 
 def test_random_weights_have_the_dtype_asked_for() -> None:
@@ -201,8 +204,13 @@ def _other_shape(folder: Path) -> None:
 )
 def test_a_broken_folder_is_one_clear_line(folder: Path, spoil: Callable[[Path], None], reason: str) -> None:
     spoil(folder)
-    with pytest.raises(ModelError) as caught:
+
+    def load() -> None:  # as a run does
+        _settings(path=str(folder)).load_tokenizer()
         _load(path=str(folder))
+
+    with pytest.raises(ModelError) as caught:
+        load()
     line = str(caught.value)
     assert line.startswith(f"model m: {folder} cannot be loaded (")
     assert line.endswith("); check model.path")
@@ -239,7 +247,7 @@ def test_a_slow_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
     with pytest.raises(ModelError, match=r"^model m: .* has no fast tokenizer, which finding option boundaries needs$"):
-        _load(path="package:tiny")
+        _settings(path="package:tiny").load_tokenizer()
 
 
 def test_running_out_of_memory_is_not_a_broken_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,18 +398,6 @@ def test_the_shipped_tokenizer_knows_its_special_tokens() -> None:
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     config = json.loads((TINY / "config.json").read_text())
     assert len(tokenizer) <= config["vocab_size"]
-
-
-def test_a_model_that_scales_or_caps_its_logits_is_refused() -> None:
-    from zobench.models import _with_plain_logits
-
-    class Config:
-        final_logit_softcapping = 30.0
-
-    with pytest.raises(ValueError, match=r"final_logit_softcapping=30\.0"):
-        _with_plain_logits(Config())
-    Config.final_logit_softcapping = None  # type: ignore[assignment]
-    assert _with_plain_logits(Config) is Config
 
 
 REVISION = """

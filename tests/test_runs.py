@@ -88,8 +88,7 @@ def test_the_checkpoint_is_chosen_on_dev_and_tested_once(lab: Lab) -> None:
     assert ran.end["start"] == {"dev": dev[0], "test": ran.of_kind("eval")[1]["metrics"]}
     # The model is left at the chosen checkpoint.
     assert ran.bench is not None
-    found = train.evaluate(ran.bench.scorer, ran.bench.data["test"], 64, torch.device("cpu"), ran.bench.pad_id)
-    assert found == ran.end["metrics"]["test"]
+    assert ran.bench.evaluate("test") == ran.end["metrics"]["test"]
 
 
 def test_a_lora_run_leaves_the_base_weights_alone(lab: Lab) -> None:

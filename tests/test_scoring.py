@@ -7,12 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
-from zobench import scoring
+from zobench import head, scoring
 from zobench.evaluate import evaluate
+from zobench.head import check_logits
 from zobench.layers import Layers
 from zobench.objective import Meter, Others, TaskObjective
 from zobench.scoring import Scorer, collate
@@ -112,16 +123,98 @@ def test_scores_of_one_token_options_differ_as_the_references_do(family: str) ->
 def test_scores_of_longer_options_are_mean_log_probabilities(
     family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", chunk)  # 7: a last chunk that is not full; 25: none
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", chunk)  # 7: a last chunk that is not full; 25: none
     model = _model(family)
     scores = Scorer(model)(collate(MANY, CPU, PAD))
     _assert_close(scores, torch.stack([_reference(model, example) for example in MANY]), family)
 
 
+# What transformers' models do to their logits, and to what the head reads, element by element.
+CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
+    "capped": ("gemma2", {"final_logit_softcapping": 0.7, "query_pre_attn_scalar": 8}),
+    "capped, its embeddings scaled": ("gemma3_text", {"final_logit_softcapping": 0.5, "query_pre_attn_scalar": 8}),
+    "divided": ("granite", {"logits_scaling": 3.0, "embedding_multiplier": 2.0}),
+    "multiplied": ("cohere", {"logit_scale": 0.3}),
+    "multiplied by the body's number": ("falcon_h1", {
+        "lm_head_multiplier": 0.4, "mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 8,
+    }),
+    "of features that are divided": ("minicpm3", {"dim_model_base": 4}),
+}  # fmt: skip
+
+
+def _changed(how: str) -> Any:
+    model_type, changes = CHANGED[how]
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
+    sizes = {
+        "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "bos_token_id": 0,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": 2, "pad_token_id": PAD,
+    }  # fmt: skip
+    if model_type == "minicpm3":
+        del sizes["head_dim"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**sizes, **changes))
+        for p in model.parameters():
+            p.data += 0.3 * torch.randn_like(p)
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", CHANGED)
+def test_changed_logits_are_scored_as_the_model_changes_them(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", 7)
+    model = _changed(how)
+    check_logits(model)
+    many = torch.stack([_reference(model, example) for example in MANY])
+    torch.testing.assert_close(Scorer(model)(collate(MANY, CPU, PAD)), many, rtol=1e-4, atol=1e-4)
+    one = torch.stack([
+        model(torch.tensor([e.prompt_ids]), use_cache=False).logits[0, -1, [o[0] for o in e.option_ids]] for e in SINGLE
+    ])  # fmt: skip
+    scores = Scorer(model)(collate(SINGLE, CPU, PAD))
+    torch.testing.assert_close(scores, one, rtol=1e-4, atol=1e-4)
+    half = Scorer(model.bfloat16())(collate(SINGLE, CPU, PAD))  # changed in float32 there, too
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, half.bfloat16().float())
+
+
+def test_gradients_pass_through_changed_logits() -> None:
+    model = _changed("capped")
+    plain = copy.deepcopy(model)
+    TaskObjective(Scorer(model), Layers(model), [collate(MANY, CPU, PAD)], Meter()).backward()
+    scores = torch.stack([_reference(plain, example) for example in MANY])
+    cross_entropy(scores, torch.tensor([example.label[0] for example in MANY])).backward()  # type: ignore[no-untyped-call]
+    for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert p.grad is not None, name
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_that_cannot_be_made_one_by_one_are_refused() -> None:
+    class Masks(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            found = super().forward(*args, **kwargs)
+            found.logits[..., 1] = -100.0  # whichever token that is
+            return found
+
+    class Shifts(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            found = super().forward(*args, **kwargs)
+            found.logits = found.logits + torch.linspace(0, 1, VOCABULARY)
+            return found
+
+    model = _model("llama", torch.float32)
+    check_logits(model)
+    for kind, reason in ((Masks, "are not those of each token alone"), (Shifts, "cannot be made for some tokens")):
+        odd = kind(model.config).eval()
+        with pytest.raises(ValueError, match=reason):
+            check_logits(odd)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("examples", [SINGLE, MANY])
 def test_bias_of_the_head_counts(examples: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 7)
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", 7)
     model = _model()
     without = Scorer(model)(collate(examples, CPU, PAD))
     model = _with_bias(model)
@@ -202,7 +295,7 @@ def test_double_precision_models_give_float64_scores(examples: list[Encoded]) ->
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("examples", [SINGLE, MANY])
 def test_gradients_are_the_references(family: str, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 7)
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", 7)
     model = _model(family)
     plain = copy.deepcopy(model)
     meter = Meter()

@@ -17,10 +17,13 @@ class Clocks:
 
     ``peaks``: largest memory seen in a phase, in bytes: allocated by torch on a CUDA device, else resident in the
     process (None where the system does not tell). ``reserved``: the same of torch's reserved memory, CUDA only.
+
+    Args:
+        devices: of one type. Of several, peaks are the sum of each one's.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, *devices: torch.device) -> None:
+        self._device, self._devices = devices[0], devices
         self._phase: Phase = "rest"
         self._since = time.perf_counter()
         self.seconds: dict[Phase, float] = {"train": 0.0, "eval": 0.0, "rest": 0.0}
@@ -50,19 +53,23 @@ class Clocks:
 
     def _read(self) -> float:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            for device in self._devices:
+                torch.cuda.synchronize(device)
         return time.perf_counter()
 
     def _reset_peak(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+            for device in self._devices:
+                torch.cuda.reset_peak_memory_stats(device)
             return
         with contextlib.suppress(OSError):  # Linux: resets the peak resident size
             Path("/proc/self/clear_refs").write_text("5")
 
     def _peak(self) -> tuple[int | None, int | None]:
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device)
+            kinds = torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved
+            allocated, reserved = (sum(int(kind(device)) for device in self._devices) for kind in kinds)
+            return allocated, reserved
         try:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):

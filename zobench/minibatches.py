@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from zobench.engine.stream import BATCHES, generator
+from zobench.losses import Loss
 from zobench.scoring import Batch, collate
-from zobench.tasks.encoding import Encoded
+from zobench.tasks.encoding import Encoded, taught
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Minibatches:
         size: examples a minibatch.
         part: examples a part of it, small enough for one forward.
         device, pad_id: see `scoring.collate`.
+        loss: that they are for. Teacher forcing sees the right option alone, the first where several are right, and
+            its log-probabilities over the whole vocabulary.
     """
 
     examples: Sequence[Encoded]
@@ -30,6 +33,7 @@ class Minibatches:
     part: int
     device: torch.device
     pad_id: int
+    loss: Loss = "cross_entropy"
 
     def of_step(self, number: int) -> list[Batch]:
         """The parts of the number-th minibatch."""
@@ -43,7 +47,10 @@ class Minibatches:
 
     def _parts(self, picked: list[int]) -> list[Batch]:
         rows = [[self.examples[i] for i in picked[at : at + self.part]] for at in range(0, len(picked), self.part)]
-        return [collate(part, self.device, self.pad_id) for part in rows]
+        if self.loss == "teacher_forcing":
+            rows = [[taught(example) for example in part] for part in rows]
+        normalised = self.loss == "teacher_forcing"
+        return [collate(part, self.device, self.pad_id, normalised=normalised) for part in rows]
 
 
 def batch_indices(seed: int, step: int, size: int, n: int) -> list[int]:

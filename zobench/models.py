@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import textwrap
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +12,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from zobench.engine.stream import INIT, derive_key
+from zobench import placement
+from zobench.body import positions_of
+from zobench.chat import Chat, ChatError
+from zobench.checkpoint import complete, fingerprint, without_dropout
+from zobench.head import check_logits
+from zobench.keyed import keyed_rng
+from zobench.tasks import encoding, masked
+from zobench.tasks.base import Example
+from zobench.tasks.encoding import Encoded
 
 PACKAGED = "package:"  # a path that starts so lies in zobench/assets
 TINY_TOKENIZER = "package:tiny"
-# What transformers' causal models may do to logits after the head.
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
-_SAMPLES = 64  # values of each tensor that go into a fingerprint
 
 
 class ModelError(Exception):
@@ -30,16 +32,14 @@ class ModelError(Exception):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode, its fast tokenizer, and what the record says of where they came from."""
+    """A model in eval mode, and what the record says of where it came from."""
 
     model: nn.Module
-    tokenizer: Any
-    max_length: int
     source: dict[str, Any]
 
 
-class CausalLM:
-    """A transformers causal language model.
+class LanguageModel:
+    """A transformers language model; see `CausalLM` and `MaskedLM`.
 
     Args:
         name: as in conf/model.
@@ -50,7 +50,13 @@ class CausalLM:
         architecture: transformers config values, with ``model_type``; needed for random weights.
         gradient_checkpointing: recompute activations in the backward pass (first-order methods only).
         attention: attention implementation of transformers.
+        attention_projections: names of the modules that make queries and values, which schemes adapt.
+        chat_template: prompts become a user's turn in it, see `Chat`; None leaves them as they are.
+        device_map: how accelerate lays a model over several GPUs, see `placement`; None is the run's device alone.
     """
+
+    masked: bool  # whether it predicts a mask token from both sides, or the next token
+    _auto: str  # the class of transformers that makes it
 
     def __init__(
         self,
@@ -63,69 +69,118 @@ class CausalLM:
         architecture: Mapping[str, Any] | None,
         gradient_checkpointing: bool,
         attention: Literal["sdpa", "eager", "flash_attention_2"],
+        attention_projections: Sequence[str] = (),
+        chat_template: str | None = None,
+        device_map: Literal["auto", "balanced"] | Mapping[str, Any] | None = None,
     ) -> None:
         self.name, self.weights = name, weights
         self._hub, self._path, self._revision = hub, path, revision
         self._architecture = dict(architecture) if architecture else None
         self.gradient_checkpointing = gradient_checkpointing
         self.attention = attention
+        self.attention_projections = tuple(attention_projections)
+        self._chat = None if chat_template is None else Chat(chat_template)
+        self.device_map = device_map
 
     def problems(self) -> list[str]:
         """What is wrong with the settings beyond their types."""
+        found = [] if self._chat is None else self._chat.problems()
+        found += [] if self.device_map is None else placement.problems(self.device_map)
         if self.weights == "random":
-            return [] if self._architecture else ["model.weights=random: needs model.architecture"]
+            return found if self._architecture else [*found, "model.weights=random: needs model.architecture"]
         if self._path is None:
-            return [] if self._hub else ["model.path: needs a folder, since model.hub names no repository"]
+            return found if self._hub else [*found, "model.path: needs a folder, since model.hub names no repository"]
         folder = _folder(self._path)
         if not folder.is_dir():
-            return [f"model.path={self._path}: no such folder"]
+            return [*found, f"model.path={self._path}: no such folder"]
         if not (folder / "config.json").is_file():
-            return [f"model.path={self._path}: holds no config.json, so it is no transformers model folder"]
-        return []
+            return [*found, f"model.path={self._path}: holds no config.json, so it is no transformers model folder"]
+        return found
 
-    def load(self, device: torch.device, dtype: torch.dtype, seed: int) -> Loaded:
-        """Build or load the model on ``device`` in ``dtype``, dropout off.
+    def shown(self, tokenizer: Any, examples: Sequence[Example]) -> list[Example]:
+        """Examples with their prompts as this model is to see them.
 
         Raises:
-            ModelError: it cannot be had.
+            ModelError: the chat template fails.
         """
-        from transformers import AutoModelForCausalLM
-
-        tokenizer, _ = self.load_tokenizer()
+        if self._chat is None:
+            return list(examples)
         try:
-            config = _with_plain_logits(self._config())
+            return self._chat.applied(tokenizer, examples)
+        except ChatError as error:
+            raise ModelError(f"model {self.name}: {error}") from error
+
+    def encode(self, tokenizer: Any, examples: Sequence[Example], max_length: int, **how: Any) -> list[Encoded]:
+        """Examples that are `shown` as token ids; ``how``: see `encoding.encode`, for causal models.
+
+        Raises:
+            DataError: see `encoding.encode` and `masked.encode`. ModelError: see `shown`.
+        """
+        return self._encode(tokenizer, self.shown(tokenizer, examples), max_length, **how)
+
+    def _encode(self, tokenizer: Any, examples: Sequence[Example], max_length: int, **how: Any) -> list[Encoded]:
+        return encoding.encode(tokenizer, examples, max_length, **how)
+
+    def load(self, device: torch.device, dtype: torch.dtype, seed: int) -> Loaded:
+        """Build or load the model in ``dtype``, straight on ``device`` or where ``device_map`` says; dropout off.
+
+        Raises:
+            ModelError: it cannot be had, or its logits are no function of each token's own.
+        """
+        import transformers
+
+        auto = getattr(transformers, self._auto)
+        on = placement.of(self.device_map, device)
+        model: Any
+        try:
+            config = self._config()
+            settings = {"config": config, "dtype": dtype, "attn_implementation": self.attention}
             if self.weights == "random":
-                with keyed_rng(seed, device), device:
-                    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+                with keyed_rng(seed, device):
+                    model = placement.random(auto, on, device, **settings)
                 source: dict[str, Any] = {"random": self._architecture}
             else:
                 where, revision = self._where
-                model, report = AutoModelForCausalLM.from_pretrained(
-                    where, revision=revision, config=config, dtype=dtype, attn_implementation=self.attention,
-                    output_loading_info=True, ignore_mismatched_sizes=True,
+                model, report = auto.from_pretrained(
+                    where, revision=revision, device_map=on, output_loading_info=True, ignore_mismatched_sizes=True,
+                    **settings,
                 )  # fmt: skip
-                _complete(report)
+                complete(report)
                 source = {"path": self._path} if self._path else {"hub": self._hub, "revision": revision}
+            placement.check_room(model, device)
+            check_logits(model.eval())
         except (torch.OutOfMemoryError, MemoryError):
             raise  # a result, not a broken model
         except Exception as error:  # transformers, the hub and safetensors raise a dozen kinds
             raise self._error(error) from error
-        model.to(device)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             without_input_gradients(model)
             model.train()  # transformers checkpoints in train mode only; with dropout off that changes nothing else
-        else:
-            model.eval()
         source["fingerprint"] = fingerprint(model)
-        return Loaded(model, tokenizer, int(config.max_position_embeddings), source)
+        return Loaded(model, source)
+
+    def skeleton(self) -> nn.Module:
+        """The model without its weights, on torch's meta device: to look at names and shapes.
+
+        Raises:
+            ModelError: its config cannot be had.
+        """
+        import transformers
+
+        try:
+            with torch.device("meta"):
+                model: nn.Module = getattr(transformers, self._auto).from_config(self._config())
+        except Exception as error:  # as in load
+            raise self._error(error) from error
+        return model
 
     def load_tokenizer(self) -> tuple[Any, int]:
         """The fast tokenizer, and the longest row the model takes. With random weights and no path, the tokenizer
         of the model that zobench ships stands in: its ids exist in every vocabulary, its lengths are its own.
 
         Raises:
-            ModelError: they cannot be had.
+            ModelError: they cannot be had, or the tokenizer lacks what this kind of model needs.
         """
         from transformers import AutoTokenizer
 
@@ -133,12 +188,19 @@ class CausalLM:
             stand_in = self.weights == "random" and self._path is None
             where, revision = (str(_folder(TINY_TOKENIZER)), None) if stand_in else self._where
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-            max_length = int(self._config().max_position_embeddings)
+            max_length = self._max_length()
         except Exception as error:  # as in load
             raise self._error(error) from error
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"model {self.name}: {where} has no fast tokenizer, which finding option boundaries needs")
+        if self.masked and tokenizer.mask_token is None:
+            if not stand_in:
+                raise ModelError(f"model {self.name}: {where} has a tokenizer without a mask token")
+            tokenizer.add_special_tokens({"mask_token": "<mask>"})
         return tokenizer, max_length
+
+    def _max_length(self) -> int:
+        return int(self._config().max_position_embeddings)
 
     @functools.cached_property
     def _where(self) -> tuple[str, str | None]:
@@ -157,9 +219,9 @@ class CausalLM:
         if self.weights == "random":
             assert self._architecture is not None
             settings = dict(self._architecture)
-            return _without_dropout(AutoConfig.for_model(settings.pop("model_type"), **settings))
+            return without_dropout(AutoConfig.for_model(settings.pop("model_type"), **settings))
         where, revision = self._where
-        return _without_dropout(AutoConfig.from_pretrained(where, revision=revision))
+        return without_dropout(AutoConfig.from_pretrained(where, revision=revision))
 
     def _error(self, error: Exception) -> ModelError:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -172,44 +234,44 @@ class CausalLM:
         )
 
 
-def _complete(report: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that leaves tensors to chance: transformers would draw them at random and only log it.
+class CausalLM(LanguageModel):
+    """A model that predicts the next token. Arguments: see `LanguageModel`."""
 
-    Raises:
-        ValueError: tensors are missing or of another shape.
+    masked = False
+    _auto = "AutoModelForCausalLM"
+
+
+class MaskedLM(LanguageModel):
+    """A model that predicts a mask token from both sides.
+
+    Args:
+        append_eos: whether rows end with the end-of-sequence token although the tokenizer does not add it.
+        settings: see `LanguageModel`.
     """
-    absent = sorted([*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])])
-    if absent:
-        raise ValueError(f"its weights lack {len(absent)} of the model's tensors or shapes, such as {absent[0]}")
 
+    masked = True
+    _auto = "AutoModelForMaskedLM"
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over name, shape and up to 64 evenly spaced values (float32) of every parameter: tells one set of
-    weights from another without reading all of a large model."""
-    digest = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
-        flat = p.detach().reshape(-1)
-        picked = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
-        digest.update(json.dumps([name, list(p.shape)]).encode())
-        digest.update(picked.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    def __init__(self, *, append_eos: bool = False, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._append_eos = append_eos
 
+    def problems(self) -> list[str]:
+        """See `LanguageModel`."""
+        found = super().problems()
+        if self._chat is not None:
+            found.append(f"model.chat_template={self._chat.template}: is for causal models, and {self.name} is masked")
+        return found
 
-class keyed_rng(AbstractContextManager[None]):
-    """Inside, torch's global RNG is seeded from (seed, INIT); afterwards it is as it was. For the initialisers of
-    transformers and peft, which can draw from nothing else."""
+    def _encode(self, tokenizer: Any, examples: Sequence[Example], max_length: int, **_: Any) -> list[Encoded]:
+        return masked.encode(tokenizer, examples, max_length, append_eos=self._append_eos)
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        devices = [device] if device.type == "cuda" else []
-        self._fork = torch.random.fork_rng(devices=devices)
-        self._seed = derive_key(seed, 0, 0, INIT)[0]
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+    def _max_length(self) -> int:
+        """Some tables of positions begin with rows for padding."""
+        found = super()._max_length()
+        skeleton: Any = self.skeleton()
+        table = positions_of(getattr(skeleton, skeleton.base_model_prefix))
+        return found if table is None else min(found, table.num_embeddings - int(table.padding_idx or 0) - 1)
 
 
 def without_input_gradients(model: Any) -> None:
@@ -223,20 +285,3 @@ def _folder(path: str) -> Path:
     if path.startswith(PACKAGED):
         return Path(__file__).parent / "assets" / path.removeprefix(PACKAGED)
     return Path(path)
-
-
-def _with_plain_logits(config: Any) -> Any:
-    """Raises ValueError where logits are more than the head's product with the hidden state, which is what we score."""
-    for name in LOGIT_CHANGES:
-        value = getattr(config, name, None)
-        if value is not None and value != 1.0:
-            raise ValueError(f"its config sets {name}={value}, which option scores do not know yet")
-    return config
-
-
-def _without_dropout(config: Any) -> Any:
-    """Dropout off for good: the objective must be a function of weights and batch alone."""
-    for key, value in config.to_dict().items():
-        if "drop" in key and isinstance(value, float):
-            setattr(config, key, 0.0)
-    return config

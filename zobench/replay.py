@@ -17,11 +17,11 @@ from zobench.engine.ledger import Ledger
 from zobench.engine.ops import Axis, Commit, Copied
 from zobench.engine.slot import Keep, Slot, Stream
 from zobench.engine.stream import Distribution as StreamDistribution
-from zobench.evaluate import evaluate
 from zobench.optim.base import ZOOptimizer
 from zobench.provenance import hardware
 from zobench.record import RecordError, read_rows
 from zobench.run import Bench
+from zobench.tasks.base import Split
 from zobench.trajectory import SUFFIX, Entry, apply, read, tensors_hash
 
 STREAMS = 256  # directions an ideal sweep sums in one pass: 20,000 steps are 79 passes
@@ -120,10 +120,8 @@ def confirm(bench: Bench, record: Recorded) -> Confirmation:
     spec = bench.spec
     made, here = record.run["hardware"], hardware(spec.device)
     same = (made["device"], made["name"]) == (here["device"], here["name"])
-    metrics = {
-        split: evaluate(bench.scorer, bench.data[split], spec.eval_batch_size, spec.device, bench.pad_id)
-        for split in ("dev", "test")
-    }
+    splits: tuple[Split, ...] = ("dev", "test")
+    metrics = {str(split): bench.evaluate(split) for split in splits}
     differences = []
     for split, found in metrics.items():
         for name, value in found.items():

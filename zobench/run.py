@@ -5,56 +5,64 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from zobench import probe
+from zobench import placement, probe
 from zobench.budget import Budget
+from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
+from zobench.evaluate import Told, evaluate, evaluate_texts
+from zobench.generation import Generator, Judge, Writer
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
+from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
-from zobench.models import CausalLM
-from zobench.objective import Loss, Meter, Others, TaskObjective
+from zobench.misfits import misfits
+from zobench.models import LanguageModel
+from zobench.objective import Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
 from zobench.optim.hybrid import Hybrid
+from zobench.optim.no_training import NoTraining
+from zobench.optim.nodes import OF_FIRST_ORDER, identity, wrapped
 from zobench.precision import Precision
+from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
-from zobench.schemes.full import Full
 from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
-from zobench.tasks.encoding import Encoded, encode
+from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import examples
 
 NOT_IDENTITY = (
     "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
 )  # fmt: skip
-PLACES = {"model": ("path",), "task": ("root",)}  # where things lie does not change what a run is
+# Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
+# is taken up, and then the scheme and the run's loss say it.
+PLACES = {"model": ("path", "device_map", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
-OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
-OPTIMIZER_OFF = {
-    "q_schedule": "constant", "fresh_batches": False, "blocks": "all", "order": "gauss_seidel", "n_block": None,
-    "mask": None, "sparsity": 0.0, "mask_scope": "layer", "resample": 1, "anneal_every": None, "anneal_ratio": 1.05,
-    "anneal_factor": 1.5, "max_grad_norm": None,
-    "fused": True,  # how a step is computed, not which; "off" is what the yamls say
+OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none"}
+GROUP_OFF: dict[str, dict[str, Any]] = {
+    "scheme": {"base": "frozen", "a": "trained"},
+    "task": {
+        "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
+        "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
+    },
+    "model": {"chat_template": None, "append_eos": False},
 }  # fmt: skip
-GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen"}, "task": {}, "model": {}}
-OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
-DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """Everything a run is, built from its config but with nothing loaded. ``config``: the resolved config."""
 
-    model: CausalLM
+    model: LanguageModel
     task: Task
     scheme: Scheme
     make_optimizer: Callable[..., Optimizer]  # a partial of the optimizer's class
@@ -69,37 +77,62 @@ class RunSpec:
     micro_batch_size: int | None
     cuda_graphs: bool
     start: Literal["linear_probe"] | None
+    calibration: Calibration
     device: torch.device
     config: Mapping[str, Any]
 
     @property
     def is_zo(self) -> bool:
+        return self._steps_by(ZOOptimizer)
+
+    @property
+    def trains(self) -> bool:
+        return not self._steps_by(NoTraining)
+
+    @property
+    def n_demonstration(self) -> int:
+        return 0 if self.trains else int(getattr(self.make_optimizer, "keywords", {}).get("demonstrations", 0))
+
+    def _steps_by(self, kind: type) -> bool:
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
-        return isinstance(made, type) and issubclass(made, ZOOptimizer)
+        return isinstance(made, type) and issubclass(made, kind)
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems()]
-        if self.is_zo and self.model.gradient_checkpointing:
-            found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
-        if self.start == "linear_probe" and not isinstance(self.scheme, Full):
+        found = [
+            *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
+            *self.scheme.misfits(self),
+        ]  # fmt: skip
+        if self.task.masked != self.model.masked:
+            kinds = {True: "masked", False: "causal"}
             found.append(
-                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full"
+                f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
+                f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
             )
-        if self.config["save"] is not None and getattr(self.scheme, "base", None) == "trained":
-            found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
-        made = getattr(self.make_optimizer, "func", self.make_optimizer)
-        forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
-        if (not self.is_zo or forward_mode) and self.loss != "cross_entropy":
-            found.append(f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, or loss=cross_entropy")
+        if self.model.device_map is not None and self.device.type != "cuda":
+            found.append(f"model.device_map={self.model.device_map}: lays a model over GPUs, and device={self.device}")
+        if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
+            kind = "a zeroth-order optimizer" if self.is_zo else "a run without training"
+            found.append(f"model.gradient_checkpointing=true: {kind} has no backward pass to save for")
+        if self.start == "linear_probe" and not self.scheme.trains_head:
+            found.append(
+                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
+            )
+        forward_mode = self._steps_by(ForwardGrad)
+        backward = self.trains and not self.is_zo
+        if (backward or forward_mode) and self.loss not in DIFFERENTIABLE:
+            found.append(
+                f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, "
+                f"or loss={' or '.join(DIFFERENTIABLE)}"
+            )
         if forward_mode and self.model.attention == "flash_attention_2":
             found.append("model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager")
-        if not self.is_zo and self.precision.rounding == "stochastic":
+        if backward and self.precision.rounding == "stochastic":
             found.append(
                 f"precision={self.precision.name}: torch optimizers do not round stochastically; "
                 "use bf16 or bf16_master with a first-order optimizer"
             )
-        if not self.is_zo and self.precision.dtype == "float16":
+        if backward and self.precision.dtype == "float16":
             found.append(
                 f"precision={self.precision.name}: float16 gradients underflow without loss scaling; "
                 "use bf16, bf16_master or fp32 with a first-order optimizer"
@@ -112,7 +145,7 @@ class RunSpec:
         config = {k: v for k, v in self.config.items() if k not in NOT_IDENTITY and (k not in OFF or v != OFF[k])}
         for group, keys in PLACES.items():
             config[group] = {key: value for key, value in config[group].items() if key not in keys}
-        config["optimizer"] = _identity(config["optimizer"])
+        config["optimizer"] = identity(config["optimizer"])
         for group, off in GROUP_OFF.items():
             config[group] = {k: v for k, v in config[group].items() if k not in off or v != off[k]}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
@@ -128,15 +161,17 @@ class Bench:
     model: nn.Module
     tokenizer: Any
     scorer: Scorer
-    optimizer: ZOOptimizer | FirstOrder | Hybrid
+    optimizer: ZOOptimizer | FirstOrder | Hybrid | NoTraining
     minibatches: Minibatches
     data: dict[Split, list[Encoded]]
+    nulls: dict[Split, Nulls]  # of the splits whose scores are calibrated
     rows: dict[str, dict[str, object]]  # what the record says of the splits
     source: dict[str, Any]  # what the record says of the model
     pad_id: int
     meter: Meter
     layers: Layers
     score: Callable[[Batch], torch.Tensor]  # forwards without autograd
+    writer: Writer | None = None  # of a generation task
 
     @property
     def trainable(self) -> list[torch.Tensor]:
@@ -152,8 +187,15 @@ class Bench:
         first = step * self.optimizer.minibatches
         return TaskObjective(
             self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
-            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score,
+            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.writer,
         )  # fmt: skip
+
+    def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
+        """Metrics of the weights as they are."""
+        data, size, device = self.data[split], self.spec.eval_batch_size, self.spec.device
+        if self.writer is not None:
+            return evaluate_texts(self.scorer, self.writer, data, size, device, self.pad_id, told=told)
+        return evaluate(self.scorer, data, size, device, self.pad_id, nulls=self.nulls.get(split), told=told)
 
     def home(self) -> None:
         self.optimizer.home()
@@ -166,54 +208,49 @@ def build(spec: RunSpec) -> Bench:
         DataError, ModelError: something cannot be had.
     """
     drawn, rows = examples(spec.task)
+    check_null_prompts(spec.calibration, spec.task.name, drawn)
+    spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
+    tokenizer, limit = spec.model.load_tokenizer()
+    given = prompts(
+        spec.model, tokenizer, drawn, spec.task.max_length(limit - spec.scheme.n_virtual), seed=spec.seed,
+        calibration=spec.calibration, n_demonstration=spec.n_demonstration,
+        reserve=spec.task.max_new_tokens,
+    )  # fmt: skip
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
-    model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
-    pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
+    whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
+    pad_id, scorer, meter = tokenizer.pad_token_id or 0, Scorer(whole), Meter()
+    model, data = spec.scheme.cached(
+        whole, given.data, drawn["train"][0].options,
+        lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
+    )  # fmt: skip
+    if model is not whole:  # the whole model has run once over the training set, and is no longer needed
+        meter.n_forward = -(-len(data["train"]) // spec.batch_size)
+        scorer = Scorer(model)
+    layers = Layers(model)
     minibatches = Minibatches(
-        data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id
-    )
+        data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id,
+        spec.loss,
+    )  # fmt: skip
     if spec.start == "linear_probe":
-        parts, meter.n_forward = minibatches.all()
+        parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
+    if not spec.trains:
+        spec.scheme.fit(model, data["train"])
+        model.requires_grad_(False)
+    # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
+    graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     return Bench(
-        spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        optimizer=_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
-        layers=layers,
-        score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
+        spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
+        nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
+        source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
+        score=GraphedScorer(scorer) if graphed else scorer,
+        writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
     )  # fmt: skip
 
 
-def arguments_of_optimizer(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's yaml without what describes it; so are the nodes of the optimizers that it is made of."""
-    kept = {k: v for k, v in node.items() if k not in (*DESCRIPTIVE, "_target_", "name")}
-    return {
-        k: {"_target_": v["_target_"], **arguments_of_optimizer(v)} if _is_node(v) else v for k, v in kept.items()
-    }  # fmt: skip
-
-
-def with_plain_parts(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's yaml with its own description, and without those of the optimizers that it is made of."""
-    return {
-        k: {n: x for n, x in v.items() if n not in DESCRIPTIVE} if _is_node(v) else v for k, v in node.items()
-    }  # fmt: skip
-
-
-def _is_node(value: object) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
-
-
-def _identity(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an optimizer's yaml makes a run what it is."""
-    return {
-        k: _identity(v) if _is_node(v) else v for k, v in node.items()
-        if k not in DESCRIPTIVE and (k not in OPTIMIZER_OFF or v != OPTIMIZER_OFF[k])
-    }  # fmt: skip
-
-
-def wrapped(made: object) -> bool:
-    """Whether a class is of torch or another library, so that `FirstOrder` makes its steps."""
-    return not hasattr(made, "replayable")
+def _writer(spec: RunSpec, model: nn.Module, tokenizer: Any, pad_id: int) -> Writer:
+    task = spec.task
+    return Generator(model, tokenizer, task.stop, task.max_new_tokens, pad_id, spec.device), Judge(task.final)
 
 
 def state_bytes(bench: Bench) -> int:
@@ -225,11 +262,11 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
+def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
-        assert isinstance(made, ZOOptimizer | Hybrid)
+        assert isinstance(made, ZOOptimizer | Hybrid | NoTraining)
         return made
     assert issubclass_of_torch_optimizer(getattr(spec.make_optimizer, "func", type(None)))
     wraps = {key: spec.config["optimizer"].get(key) for key in OF_FIRST_ORDER}

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from zobench import provenance
+from zobench import placement, provenance
 from zobench.clock import Clocks
-from zobench.evaluate import evaluate
-from zobench.optim.first_order import FirstOrder
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.hybrid import Hybrid
 from zobench.optim.step import StepInfo
 from zobench.record import FINISHED, Record, RecordError
 from zobench.resume import check_same, trail_of
@@ -26,11 +26,13 @@ from zobench.trajectory import Mark
 
 
 class Observer(Protocol):
-    """Watches a run: every row of the record, and every step."""
+    """Watches a run: every row of the record, every step, and how far an evaluation is."""
 
     def row(self, row: Mapping[str, Any]) -> None: ...
 
     def step(self, progress: float, n_step: int, info: StepInfo) -> None: ...
+
+    def evaluating(self, split: Split, n_done: int, n: int) -> None: ...
 
 
 class Loop:
@@ -46,7 +48,7 @@ class Loop:
     def __init__(self, bench: Bench, record: Record, command: str, observers: list[Observer]) -> None:
         self.bench, self.record, self.observers = bench, record, observers
         self.spec, self.optimizer, self.meter = bench.spec, bench.optimizer, bench.meter
-        self.clocks = Clocks(self.spec.device)
+        self.clocks = Clocks(*placement.devices(bench.model))
         self.n_step = 0
         self.window = Window()
         self.first_step_s = 0.0
@@ -98,7 +100,7 @@ class Loop:
     def _step(self) -> None:
         for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = lr * self.spec.schedule(self._progress())
-        if not isinstance(self.optimizer, FirstOrder):
+        if isinstance(self.optimizer, ZOOptimizer | Hybrid):
             self.optimizer.progress = self._progress()
         with self.trail.stepping():
             info = self.optimizer.step(self.bench.objective(self.n_step))
@@ -145,12 +147,15 @@ class Loop:
         self.clocks.switch("train")
 
     def _evaluate(self, split: Split, step: int | None = None) -> dict[str, Any]:
-        bench = self.bench
-        metrics = evaluate(bench.scorer, bench.data[split], self.spec.eval_batch_size, self.spec.device, bench.pad_id)
+        def told(n_done: int, n: int) -> None:
+            for observer in self.observers:
+                observer.evaluating(split, n_done, n)
+
+        metrics = self.bench.evaluate(split, told)
         self.clocks.switch("eval")
         row = {
             "kind": "eval", "step": self.n_step if step is None else step, "split": split, "metrics": metrics,
-            "n_example": len(bench.data[split]), **self.meter.cost_counts(), **self._seconds(),
+            "n_example": len(self.bench.data[split]), **self.meter.cost_counts(), **self._seconds(),
             "peak_train_bytes": self.clocks.peaks["train"], "peak_eval_bytes": self.clocks.peaks["eval"],
         }  # fmt: skip
         self._write(row, sync=True)
@@ -179,7 +184,8 @@ class Loop:
             self.clocks.switch("eval")
             for p, kept in zip(self.bench.trainable, self.chosen.weights, strict=True):
                 p.copy_(kept)
-            metrics["test"] = self._evaluate("test", chosen)["metrics"]
+            known = [] if self.spec.trains else self.record.evals("test", 0)  # else the weights are those of the start
+            metrics["test"] = (known[0] if known else self._evaluate("test", chosen))["metrics"]
         self.clocks.switch("rest")
         self.trail.stop(self._evaluated, self.chosen)
         starts = {split: self.record.evals(split, 0) for split in ("dev", "test")}
@@ -243,6 +249,8 @@ class Loop:
         return [row["step"] for row in self.dev]
 
     def _progress(self) -> float:
+        if not self.spec.trains:
+            return 1.0
         seconds = self.clocks.elapsed("train")
         return self.spec.budget.progress(forwards=self.meter.cost, steps=self.n_step, seconds=seconds)
 

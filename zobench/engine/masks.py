@@ -60,7 +60,8 @@ def _threshold(slots: list[Slot], n_small: int) -> tuple[int, int]:
         for slot in slots:
             for _, magnitude in _pieces(slot):
                 inside = magnitude[(magnitude >> high) == prefix].to(torch.int64)
-                counts += torch.bincount((inside >> low) & ((1 << (high - low)) - 1), minlength=len(counts))
+                found = torch.bincount((inside >> low) & ((1 << (high - low)) - 1), minlength=len(counts))
+                counts += found.to(counts.device)
         below = counts.cumsum(0)
         digit = int(torch.searchsorted(below, left))
         left -= int(below[digit - 1]) if digit else 0

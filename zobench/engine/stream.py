@@ -30,7 +30,7 @@ Distribution = Literal["gaussian", "rademacher"]
 Key = tuple[int, int]
 
 # purposes: the fourth word of a key's derivation
-NOISE, ROUNDING, BATCHES, SPLITS, INIT, MASKS, BLOCKS = range(7)
+NOISE, ROUNDING, BATCHES, SPLITS, INIT, MASKS, BLOCKS, DEMONSTRATIONS = range(8)
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # multipliers of Philox4x32
 W0, W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of its key

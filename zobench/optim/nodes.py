@@ -1,4 +1,4 @@
-"""Config nodes of the optimizers that another optimizer is made of."""
+"""Config nodes of optimizers, and of the optimizers that another optimizer is made of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from zobench.config import bind, issubclass_of_torch_optimizer, locate, paramete
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 
+OPTIMIZER_OFF = {
+    "q_schedule": "constant", "fresh_batches": False, "blocks": "all", "order": "gauss_seidel", "n_block": None,
+    "mask": None, "sparsity": 0.0, "mask_scope": "layer", "resample": 1, "anneal_every": None, "anneal_ratio": 1.05,
+    "anneal_factor": 1.5, "max_grad_norm": None,
+    "fused": True,  # how a step is computed, not which; "off" is what the yamls say
+}  # fmt: skip
+OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
+DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 GIVEN = ("params", "seed", "rounding", "n_layer")  # arguments that a node does not set
 
 
@@ -51,3 +59,35 @@ def unfit_for(key: str, target: str) -> str | None:
         if key == "first" and (hasattr(called, "replayable") or not issubclass_of_torch_optimizer(called)):
             return "must be a first-order optimizer, such as torch.optim.AdamW"
     return None
+
+
+def arguments_of_optimizer(node: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's yaml without what describes it; so are the nodes of the optimizers that it is made of."""
+    kept = {k: v for k, v in node.items() if k not in (*DESCRIPTIVE, "_target_", "name")}
+    return {
+        k: {"_target_": v["_target_"], **arguments_of_optimizer(v)} if _is_node(v) else v for k, v in kept.items()
+    }  # fmt: skip
+
+
+def with_plain_parts(node: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's yaml with its own description, and without those of the optimizers that it is made of."""
+    return {
+        k: {n: x for n, x in v.items() if n not in DESCRIPTIVE} if _is_node(v) else v for k, v in node.items()
+    }  # fmt: skip
+
+
+def _is_node(value: object) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def identity(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an optimizer's yaml makes a run what it is."""
+    return {
+        k: identity(v) if _is_node(v) else v for k, v in node.items()
+        if k not in DESCRIPTIVE and (k not in OPTIMIZER_OFF or v != OPTIMIZER_OFF[k])
+    }  # fmt: skip
+
+
+def wrapped(made: object) -> bool:
+    """Whether a class is of torch or another library, so that `FirstOrder` makes its steps."""
+    return not hasattr(made, "replayable")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zobench.tasks.base import DataError, Example
@@ -11,15 +11,22 @@ from zobench.tasks.base import DataError, Example
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example as token ids. The prompt's ids are the same for every option."""
+    """An example as token ids. The prompt's ids are the same for every option.
+
+    With a ``mask`` (the position of the mask token), the prompt is the whole row, and options are of one token each.
+    """
 
     row: int
     prompt_ids: tuple[int, ...]
     option_ids: tuple[tuple[int, ...], ...]
     label: tuple[int, ...]
+    mask: int | None = None
+    answers: tuple[str, ...] = ()  # of a generation task: see `Example`
 
 
-def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+def encode(
+    tokenizer: Any, examples: Sequence[Example], max_length: int, *, bare: bool = False, reserve: int = 0
+) -> list[Encoded]:
     """Encode examples with a fast tokenizer and its own special tokens.
 
     An option's tokens are those that end after the prompt's last character. Where a tokenizer merges across the
@@ -29,6 +36,8 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list
 
     Args:
         max_length: tokens a row may have.
+        bare: the prompt may be no more than leading special tokens.
+        reserve: tokens that stay free after the prompt, for a text to be generated, though the options be shorter.
 
     Raises:
         DataError: the prompt or an option is empty, or an option leaves no room for the prompt in ``max_length``.
@@ -36,7 +45,7 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list
     texts = [example.prompt + option for example in examples for option in example.options]
     if not texts:
         return []
-    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
+    tokens = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     encoded, at = [], 0
     for example in examples:
         split = []
@@ -54,13 +63,24 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list
         while any(ids[:shared] != split[0][0][:shared] for ids, _, _ in split):
             shared -= 1
         prompt, options = list(split[0][0][:shared]), tuple(tuple(ids[shared:]) for ids, _, _ in split)
-        room, head = max_length - max(map(len, options)), split[0][2]
-        if len(prompt) <= head or any(not option for option in options) or room <= head:
+        if bare and not prompt:
+            raise DataError(
+                f"row {example.row}: its prompt is empty and this tokenizer puts no token before a text, so nothing "
+                "predicts an option's first token; use calibration=none"
+            )
+        room, head = max_length - max(reserve, *map(len, options)), split[0][2]
+        if len(prompt) < (max(head, 1) if bare else head + 1) or any(not option for option in options) or room <= head:
+            kept = f" with {reserve} kept free" if reserve else ""
             raise DataError(
                 f"row {example.row}: {len(prompt)} prompt tokens and options of {[len(o) for o in options]} tokens "
-                f"cannot be scored in {max_length}"
+                f"cannot be scored in {max_length}{kept}"
             )
         if len(prompt) > room:
             prompt = prompt[:head] + prompt[len(prompt) - (room - head) :]
-        encoded.append(Encoded(example.row, tuple(prompt), options, example.label))
+        encoded.append(Encoded(example.row, tuple(prompt), options, example.label, answers=example.answers))
     return encoded
+
+
+def taught(example: Encoded) -> Encoded:
+    """The example with its first right option alone."""
+    return replace(example, option_ids=(example.option_ids[example.label[0]],), label=(0,))

@@ -10,6 +10,7 @@ from typing import Any
 
 from zobench.tasks.base import DataError, Row, Source
 
+REASON = 200  # characters of what a library says went wrong
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -18,7 +19,8 @@ def load(repo: str, config: str, split: str, *, root: str | None, revision: str 
 
     Args:
         repo, config, split: as on the hub, e.g. nyu-mll/glue, sst2, validation.
-        root: folder of a local mirror with files ``<repo>/<config>/<split>.jsonl``, or None for the hub.
+        root: folder of a local mirror with files ``<repo>/<config>/<split>.jsonl``, or None for the hub. A mirror may
+            name a split like validation_matched by its first part alone.
         revision: commit, branch or tag of the hub repository to load, or None for its newest; the commit is recorded.
 
     Raises:
@@ -28,11 +30,18 @@ def load(repo: str, config: str, split: str, *, root: str | None, revision: str 
 
 
 def _from_mirror(repo: str, config: str, split: str, root: Path) -> Source:
-    path = root / repo / config / f"{split}.jsonl"
+    folder = root / repo / config
+    path = folder / f"{split}.jsonl"
+    if not path.exists() and (short := folder / f"{split.partition('_')[0]}.jsonl").exists():
+        path = short
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; data.root must hold <repository>/<config>/<split>.jsonl") from error
+        there = ", ".join(sorted(found.name for found in folder.glob("*.jsonl")))
+        raise DataError(
+            f"{path}: {error.strerror}; data.root must hold <repository>/<config>/<split>.jsonl"
+            + (f"; this folder has {there}" if there else "")
+        ) from error
     rows: list[Row] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
@@ -46,7 +55,7 @@ def _from_mirror(repo: str, config: str, split: str, root: Path) -> Source:
         rows.append(row)
     if not rows:
         raise DataError(f"{path}: no rows")
-    return Source(rows, {"mirror": f"{repo}/{config}/{split}.jsonl", "sha256": hashlib.sha256(data).hexdigest()})
+    return Source(rows, {"mirror": f"{repo}/{config}/{path.name}", "sha256": hashlib.sha256(data).hexdigest()})
 
 
 def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Source:
@@ -60,13 +69,26 @@ def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Sourc
         name = None if config == "default" else config
         loaded: Any = datasets.load_dataset(repo, name, split=split, revision=sha)
     except Exception as error:  # the hub's client raises a dozen kinds; all mean that the data cannot be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{where}: cannot be loaded ({reason}); go online, or point data.root at a local mirror"
+            f"{where}: cannot be loaded ({_reason(error)}); go online, or point data.root at a local mirror"
         ) from error
     if len(loaded) == 0:
         raise DataError(f"{where}: no rows")
-    return Source(list(loaded), {"hub": repo, "config": config, "split": split, "revision": sha})
+    rows: list[Row] = []
+    try:
+        rows.extend(loaded)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}, row {len(rows)}: not UTF-8 ({error})") from error
+    return Source(rows, {"hub": repo, "config": config, "split": split, "revision": sha})
+
+
+def _reason(error: BaseException) -> str:
+    """What an error and the one at its root say, in one line."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    said = [" ".join(str(e).split())[:REASON] or type(e).__name__ for e in (error, root)]
+    return ": ".join(dict.fromkeys(said))
 
 
 def _endpoint() -> str:
