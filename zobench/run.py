@@ -235,7 +235,8 @@ def build(spec: RunSpec) -> Bench:
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
     if not spec.trains:
-        spec.scheme.fit(model, data["train"])
+        if spec.scheme.fits:
+            spec.scheme.fit(model, data["train"])
         model.requires_grad_(False)
     # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
     graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
