@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from runners import schema
 from zobench.budget import Budget
 from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown, value_problem
-from zobench.models import CausalLM
+from zobench.models import LanguageModel
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
 from zobench.optim.nodes import unfit_for
@@ -35,7 +35,7 @@ from zobench.tasks.base import Task
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 KINDS: dict[str, type] = {
-    "model": CausalLM,
+    "model": LanguageModel,
     "task": Task,
     "scheme": Scheme,
     "optimizer": Optimizer,

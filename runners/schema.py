@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from zobench.config import Range, unknown
-from zobench.objective import Loss
+from zobench.losses import Loss
 
 SEED = Range(least=0, most=2**32 - 1)
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule", "budget")

@@ -3,6 +3,8 @@
     python -m runners.show task=sst2 split=validation rows=0:3 [model=...] [key=value ...] [--json]
 
 rows=A:B are rows A to B - 1, rows=A is one. Without model= no model or tokenizer is loaded and token ids are left out.
+A * marks the right options; suffix: what follows the mask of a masked model; answers: all texts that count as right, of
+which training teaches the option; null: the prompt that calibration divides by.
 """
 
 from __future__ import annotations
@@ -84,14 +86,22 @@ def _span(text: str, problems: list[str]) -> range:
 
 
 def _entry(example: Example) -> dict[str, Any]:
-    return {
+    entry: dict[str, Any] = {
         "row": example.row, "prompt": example.prompt, "options": list(example.options), "label": list(example.label),
     }  # fmt: skip
+    if example.suffix:
+        entry["suffix"] = example.suffix
+    if example.answers:
+        entry["answers"] = list(example.answers)
+    if example.null_prompt is not None:
+        entry["null_prompt"] = example.null_prompt
+    return entry
 
 
 def _with_ids(spec: RunSpec, examples: list[Example]) -> list[dict[str, Any]]:
     tokenizer, max_length = spec.model.load_tokenizer()
     entries = []
+    max_length = spec.task.max_length(max_length)
     for example, encoded in zip(examples, encode(tokenizer, examples, max_length), strict=True):
         used = [*encoded.prompt_ids, *(i for option in encoded.option_ids for i in option)]
         tokens = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in used}
@@ -113,6 +123,12 @@ def _text(entry: dict[str, Any]) -> str:
         mark = "*" if i in entry["label"] else " "
         ids = f"   {named(entry['option_ids'][i])}" if tokens else ""
         lines.append(f"  {mark} {i}     {option!r}{ids}")
+    if "suffix" in entry:
+        lines.append(f"  suffix  {entry['suffix']!r}")
+    if "answers" in entry:
+        lines.append(f"  answers {', '.join(map(repr, entry['answers']))}")
+    if "null_prompt" in entry:
+        lines.append(f"  null    {entry['null_prompt']!r}")
     return "\n".join(lines)
 
 

@@ -252,13 +252,14 @@ def _load(name: str) -> Suite:
 
 
 def _points(kind: list[str], search: bool) -> list[list[str]]:
-    """The overrides of each point of the optimizer's grid for the run's scheme."""
+    """The overrides of each point of the optimizer's grid for the run's scheme, that for lora where it has none."""
     config, problems = compose(kind)
     if problems or config is None:
         raise ConfigError(problems)
     if not search:
         return [kind]
-    grid: dict[str, list[Any]] = config["optimizer"]["search"][config["scheme"]["name"]]
+    grids: dict[str, dict[str, list[Any]]] = config["optimizer"]["search"]
+    grid = grids.get(config["scheme"]["name"], grids["lora"])
     points = [kind]
     for key, values in grid.items():
         points = [[*point, f"optimizer.{key}={value}"] for point in points for value in values]

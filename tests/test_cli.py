@@ -19,6 +19,7 @@ from runners.compose import CONF, check, compose
 from runners.schema import GROUPS
 from zobench import run as runs
 
+TASKS = ", ".join(sorted(path.stem for path in (CONF / "task").glob("[!_]*.yaml")))
 OPTIMIZERS = ", ".join(sorted(path.stem for path in (CONF / "optimizer").glob("[!_]*.yaml")))
 OPTIMIZER_KEYS = (
     "_target_, anneal_every, anneal_factor, anneal_ratio, blocks, distribution, fresh_batches, lr, mask, mask_scope, "
@@ -51,7 +52,7 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "lines"),
     [
         ("optimizer=zosgd", [f"optimizer=zosgd: must be one of {OPTIMIZERS} (did you mean zo_sgd?)"]),
-        ("task=gsm", ["task=gsm: must be one of sst2, toy"]),
+        ("task=gsm", [f"task=gsm: must be one of {TASKS} (did you mean gsm8k?)"]),
         ("optimiser=zo_sgd", [f"optimiser: no such key; there are {TOP_KEYS} (did you mean optimizer?)"]),
         ("optimizer.lrr=1", [f"optimizer.lrr: no such key; optimizer has {OPTIMIZER_KEYS} (did you mean lr?)"]),
         ("data.rot=x", ["data.rot: no such key; data has root (did you mean root?)"]),
@@ -94,7 +95,7 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
          [f"optimizer=zo_sg: must be one of {OPTIMIZERS} (did you mean zo_sgd?)"]),
         # Several at once, of several kinds.
         ("optimizer.q=0 batch_size=0 optimizer.sides=three optimizer.epss=1 task=tooy device=tpu seed=x",
-         ["task=tooy: must be one of sst2, toy (did you mean toy?)",
+         [f"task=tooy: must be one of {TASKS} (did you mean toy?)",
           f"optimizer.epss: no such key; optimizer has {OPTIMIZER_KEYS} (did you mean zo_eps?)",
           "seed=x: Value 'x' of type 'str' could not be converted to Integer",
           "batch_size=0: must be >= 1", "optimizer.q=0: must be >= 1",
@@ -205,26 +206,49 @@ def test_show_without_a_model(cli: Cli) -> None:
     shown = cli(show, "task=toy", "split=validation", "rows=0:2")
     assert shown.code == 0
     assert shown.out == (
-        f"row 0\n  prompt  '{PROMPTS[0]}'\n  * 0     ' terrible'\n    1     ' great'\n"
-        f"row 1\n  prompt  '{PROMPTS[1]}'\n    0     ' terrible'\n  * 1     ' great'\n"
+        f"row 0\n  prompt  '{PROMPTS[0]}'\n  * 0     ' terrible'\n    1     ' great'\n  null    'It was'\n"
+        f"row 1\n  prompt  '{PROMPTS[1]}'\n    0     ' terrible'\n  * 1     ' great'\n  null    'It was'\n"
     )
     (line,) = cli(show, "task=toy", "split=validation", "rows=1", "--json").out.splitlines()
-    assert json.loads(line) == {"row": 1, "prompt": PROMPTS[1], "options": [" terrible", " great"], "label": [1]}
-    assert list(json.loads(line)) == ["row", "prompt", "options", "label"]
+    assert json.loads(line) == {
+        "row": 1, "prompt": PROMPTS[1], "options": [" terrible", " great"], "label": [1], "null_prompt": "It was"
+    }  # fmt: skip
+    assert list(json.loads(line)) == ["row", "prompt", "options", "label", "null_prompt"]
+
+
+@pytest.mark.usefixtures("_nothing_is_loaded")
+def test_show_says_what_stands_around_the_mask_and_all_answers(cli: Cli, tmp_path: Path) -> None:
+    rows = {
+        "stanfordnlp/snli/plain_text": {"premise": "A man sits.", "hypothesis": "He rests.", "label": 1},
+        "rajpurkar/squad/plain_text": {"title": "T", "context": "C", "question": "Q?", "answers": {"text": ["a", "b"]}},
+    }
+    for where, row in rows.items():
+        (tmp_path / where).mkdir(parents=True)
+        (tmp_path / where / "validation.jsonl").write_text(json.dumps(row))
+    common = ("split=validation", "rows=0", f"data.root={tmp_path}")
+    assert cli(show, "task=snli_mask", *common).out == (
+        "row 0\n  prompt  'A man sits?'\n    0     ' Yes'\n  * 1     ' Maybe'\n    2     ' No'\n"
+        "  suffix  ', he rests.'\n"
+    )
+    assert cli(show, "task=squad", *common).out == (
+        "row 0\n  prompt  'Title: T\\nContext: C\\nQuestion: Q?\\nAnswer:'\n  * 0     ' a\\n'\n  answers 'a', 'b'\n"
+    )
 
 
 def test_show_with_a_model(cli: Cli) -> None:
     shown = cli(show, "task=toy", "model=tiny", "split=validation", "rows=1").out.splitlines()
     (line,) = cli(show, "--json", "task=toy", "model=tiny", "split=validation", "rows=1").out.splitlines()
     row = json.loads(line)
-    assert list(row) == ["row", "prompt", "options", "label", "prompt_ids", "option_ids"]
+    assert list(row) == ["row", "prompt", "options", "label", "null_prompt", "prompt_ids", "option_ids"]
     assert [len(option) for option in row["option_ids"]] == [1, 1]
     (bad,), (good,) = row["option_ids"]
     assert shown[:2] == ["row 1", f"  prompt  '{PROMPTS[1]}'"]
     assert [int(token.split(":")[0]) for token in shown[2].split()] == row["prompt_ids"]
     assert shown[2].startswith("          0:<s> ")
     assert shown[2].endswith(":Ġwas")
-    assert shown[3:] == [f"    0     ' terrible'   {bad}:Ġterrible", f"  * 1     ' great'   {good}:Ġgreat"]
+    assert shown[3:] == [
+        f"    0     ' terrible'   {bad}:Ġterrible", f"  * 1     ' great'   {good}:Ġgreat", "  null    'It was'",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -238,7 +262,7 @@ def test_show_with_a_model(cli: Cli) -> None:
         ("--jsn task=tooy rows=a", 2,
          ["--jsn: no such option; there is --json",
           "split: missing; name a split of the source, e.g. split=validation",
-          "task=tooy: must be one of sst2, toy (did you mean toy?)",
+          f"task=tooy: must be one of {TASKS} (did you mean toy?)",
           "rows=a: must be A:B with 0 <= A < B, or one row A"]),
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from zobench import scoring
+from zobench import head
 from zobench.forward_mode import jvp
 from zobench.layers import Layers
 from zobench.objective import Meter, TaskObjective
@@ -140,7 +140,7 @@ def _assert_same_state(model: nn.Module, before: Any) -> None:
 def test_the_slope_is_the_gradient_along_z(
     parts: str, family: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 7)
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", 7)
     model = model_of(family, scheme)
     objective, z = objective_of(model, parts), direction_of(model)
     before = _state(model)
@@ -252,7 +252,7 @@ def test_after_an_error_all_is_as_before(where: str, scheme: str, monkeypatch: p
         if where in ("module", "interrupt"):
             patch.setattr(objective.layers._layers[1].mlp.up_proj, "forward", failing)
         elif where == "head":
-            patch.setattr(scoring, "_log_normaliser", failing)
+            patch.setattr(head.Head, "log_normaliser", failing)
         with pytest.raises(KeyboardInterrupt if where == "interrupt" else ArithmeticError):
             objective.jvp(tangent)
         _assert_same_state(model, before)

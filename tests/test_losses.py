@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import FailOnce, Lab, same
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers import OPTConfig, OPTForCausalLM
 
 from runners import execute as execution
 from runners.compose import spec_of
 from zobench.config import ConfigError
 from zobench.layers import Layers
 from zobench.metrics import macro_f1
+from zobench.minibatches import Minibatches
 from zobench.objective import Meter, TaskObjective
 from zobench.optim.zo_sgd import ZOSGD
 from zobench.probe import fit
 from zobench.run import build
-from zobench.scoring import Scorer
+from zobench.scoring import Scorer, collate
+from zobench.tasks.encoding import Encoded
 
 
 def test_macro_f1_is_its_definition() -> None:
@@ -156,3 +162,98 @@ def test_a_scorer_stands_in_for_graphs_on_a_cpu(lab: Lab) -> None:
     assert len(calls) == 1
     objective.above(1)()
     assert len(calls) == 1  # a forward of some layers is not what a graph holds
+
+
+# ---- teacher forcing ------------------------------------------------------------------------------------------------
+
+
+def _model() -> OPTForCausalLM:
+    torch_config = OPTConfig(
+        vocab_size=50, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
+        max_position_embeddings=32, dropout=0.0, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = OPTForCausalLM(torch_config)
+        for p in model.parameters():
+            p.data += 0.3 * torch.randn_like(p)
+    return model.double().eval()
+
+
+TAUGHT = [  # options of one token and of several, several right ones, and lists of different lengths
+    Encoded(0, (0, 7, 9), ((11,), (12,)), (1,)),
+    Encoded(1, (0, 5, 8, 4, 3, 21), ((20, 21, 22), (20, 22), (9,)), (2, 0)),
+    Encoded(2, (0, 40), ((41,), (42, 43, 44, 45)), (1,)),
+]
+
+
+def _token_losses(model: OPTForCausalLM, example: Encoded) -> list[torch.Tensor]:
+    """Of the first right option, one row, logits of the whole vocabulary."""
+    option = example.option_ids[example.label[0]]
+    log_probs = torch.log_softmax(model(torch.tensor([[*example.prompt_ids, *option]])).logits[0], dim=-1)
+    return [-log_probs[len(example.prompt_ids) - 1 + i, token] for i, token in enumerate(option)]
+
+
+def _taught(model: OPTForCausalLM, part: int, loss: str = "teacher_forcing") -> TaskObjective:
+    batches = Minibatches(TAUGHT, 1, len(TAUGHT), part, torch.device("cpu"), 1, loss)  # type: ignore[arg-type]
+    return TaskObjective(Scorer(model), Layers(model), batches.all()[0], Meter(), loss)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [3, 2, 1])
+def test_teacher_forcing_is_the_mean_over_all_right_tokens(part: int) -> None:
+    model = _model()
+    expected = torch.stack([each for example in TAUGHT for each in _token_losses(model, example)]).mean()
+    expected.backward()  # type: ignore[no-untyped-call]
+    expected = expected.detach()
+    wanted = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    objective = _taught(model, part)
+    assert float(objective()) == pytest.approx(float(expected), rel=1e-12)
+    assert float(objective.above(1)()) == pytest.approx(float(expected), rel=1e-12)
+    assert objective.meter.n_token == 2 * (3 + 6 + 5)  # one row an example: no wrong option is run
+    assert float(objective.backward()) == pytest.approx(float(expected), rel=1e-12)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, wanted[name], rtol=1e-9, atol=1e-12)
+    slope = sum(float((g * torch.cos(g * 0 + i)).sum()) for i, g in enumerate(wanted.values()) if g is not None)
+    order = {name: i for i, name in enumerate(wanted)}
+    value, along = objective.jvp(lambda name, p: torch.cos(torch.zeros_like(p) + order[name]))
+    assert float(value) == pytest.approx(float(expected), rel=1e-12)
+    assert float(along) == pytest.approx(slope, rel=1e-9)
+
+
+def test_several_right_options_share_the_cross_entropy_and_any_counts_as_right() -> None:
+    model = _model()
+    batches = Minibatches(TAUGHT, 1, 3, 2, torch.device("cpu"), 1)  # of the parts, one has several right ones
+    parts = batches.all()[0]
+    scorer = Scorer(model)
+    losses, hits = [], []
+    for example in TAUGHT:
+        batch = collate([example], torch.device("cpu"), 1, normalised=True)
+        probs = torch.softmax(scorer(batch)[0].detach(), 0)
+        losses.append(-torch.log(probs[list(example.label)].sum()))
+        hits.append(int(probs.argmax()) in example.label)
+    objective = TaskObjective(scorer, Layers(model), parts, Meter())
+    assert float(objective()) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-12)
+    objective.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    accuracy = TaskObjective(scorer, Layers(model), parts, Meter(), "accuracy")
+    assert float(accuracy()) == pytest.approx(1.0 - sum(hits) / 3, abs=1e-6)
+    assert math.isfinite(float(TaskObjective(scorer, Layers(model), parts, Meter(), "f1")()))
+
+
+def test_runs_learn_by_teacher_forcing_with_and_without_gradients(lab: Lab) -> None:
+    for overrides in (("optimizer=adamw", "optimizer.lr=1e-3"), ("optimizer=zo_sgd",), ("optimizer=forward_grad",)):
+        plain, taught = lab.spec(*overrides), lab.run(*overrides, "loss=teacher_forcing")
+        assert taught.end["status"] == "completed"
+        assert taught.path.stem != plain.run_id
+    assert taught.of_kind("step")[0]["loss"] > math.log(2)  # over the whole vocabulary, not over two words
+
+
+def test_a_task_says_its_loss_and_a_run_another(tmp_path: Path) -> None:
+    common = [f"out={tmp_path / 'runs'}"]
+    assert spec_of(common).loss == "cross_entropy"
+    assert spec_of([*common, "+task.loss=teacher_forcing"]).loss == "teacher_forcing"
+    assert spec_of([*common, "+task.loss=teacher_forcing", "loss=f1"]).loss == "f1"
+    assert spec_of([*common, "+task.loss=f1"]).run_id == spec_of([*common, "loss=f1"]).run_id
+    with pytest.raises(ConfigError, match=r"loss=teacher_force: must be one of .*\(did you mean teacher_forcing\?\)"):
+        spec_of(["loss=teacher_force"])

@@ -392,18 +392,6 @@ def test_the_shipped_tokenizer_knows_its_special_tokens() -> None:
     assert len(tokenizer) <= config["vocab_size"]
 
 
-def test_a_model_that_scales_or_caps_its_logits_is_refused() -> None:
-    from zobench.models import _with_plain_logits
-
-    class Config:
-        final_logit_softcapping = 30.0
-
-    with pytest.raises(ValueError, match=r"final_logit_softcapping=30\.0"):
-        _with_plain_logits(Config())
-    Config.final_logit_softcapping = None  # type: ignore[assignment]
-    assert _with_plain_logits(Config) is Config
-
-
 REVISION = """
 import sys
 from zobench.models import CausalLM

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from zobench import scoring
+from zobench import head, scoring
 from zobench.evaluate import evaluate
 from zobench.layers import Layers
 from zobench.objective import Meter, Others, TaskObjective
@@ -112,7 +112,7 @@ def test_scores_of_one_token_options_differ_as_the_references_do(family: str) ->
 def test_scores_of_longer_options_are_mean_log_probabilities(
     family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", chunk)  # 7: a last chunk that is not full; 25: none
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", chunk)  # 7: a last chunk that is not full; 25: none
     model = _model(family)
     scores = Scorer(model)(collate(MANY, CPU, PAD))
     _assert_close(scores, torch.stack([_reference(model, example) for example in MANY]), family)
@@ -121,7 +121,7 @@ def test_scores_of_longer_options_are_mean_log_probabilities(
 @torch.no_grad()
 @pytest.mark.parametrize("examples", [SINGLE, MANY])
 def test_bias_of_the_head_counts(examples: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 7)
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", 7)
     model = _model()
     without = Scorer(model)(collate(examples, CPU, PAD))
     model = _with_bias(model)
@@ -202,7 +202,7 @@ def test_double_precision_models_give_float64_scores(examples: list[Encoded]) ->
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("examples", [SINGLE, MANY])
 def test_gradients_are_the_references(family: str, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 7)
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", 7)
     model = _model(family)
     plain = copy.deepcopy(model)
     meter = Meter()

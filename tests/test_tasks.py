@@ -19,7 +19,7 @@ from zobench.tasks import source, toy
 from zobench.tasks.base import DataError, Example, Source, Task
 from zobench.tasks.classify import SentenceClassification
 from zobench.tasks.encoding import encode
-from zobench.tasks.splits import draw, examples, ids_hash
+from zobench.tasks.splits import draw, examples, ids_hash, permutation
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -49,7 +49,7 @@ def _sst2(**changes: Any) -> SentenceClassification:
 )
 def test_sst2_is_shown_as_in_mezo(sentence: str, label: int, prompt: str) -> None:
     example = _sst2().example(7, {"sentence": sentence, "label": label, "idx": 3})
-    assert example == Example(7, prompt, (" terrible", " great"), (label,))
+    assert example == Example(7, prompt, (" terrible", " great"), (label,), null_prompt="It was")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,8 @@ def test_sst2_is_shown_as_in_mezo(sentence: str, label: int, prompt: str) -> Non
         ({"sentence": "fine", "label": -1}, "label -1 out of range 0 ... 1"),
         ({"sentence": "fine", "label": "great"}, "label 'great' out of range 0 ... 1"),
         ({"sentence": "fine", "label": None}, "label None out of range 0 ... 1"),
+        ({"sentence": "fine", "label": True}, "label True out of range 0 ... 1"),
+        ({"sentence": None, "label": 1}, "column sentence holds None, not text"),
     ],
 )
 def test_a_broken_row_is_named(row: Mapping[str, Any], reason: str) -> None:
@@ -229,7 +231,7 @@ def test_splits_are_a_function_of_the_data_seed() -> None:
     assert _rows(_Numbers(100)) == _rows(_Numbers(100))
     assert _rows(_Numbers(100, data_seed=1))["train"] != _rows(_Numbers(100))["train"]
     # Golden: numpy does not promise that permutations stay the same, and published rows must.
-    assert draw(12, "test", 12, 0, True) == [5, 11, 0, 6, 2, 7, 4, 8, 9, 1, 3, 10]
+    assert draw(permutation(12, 0), "test", 12, True) == [5, 11, 0, 6, 2, 7, 4, 8, 9, 1, 3, 10]
 
 
 def test_a_quarter_of_the_train_rows_belongs_to_dev() -> None:

@@ -92,8 +92,8 @@ def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def value_problem(key: str, value: Any, hint: Any) -> str | None:
-    """Why ``value`` does not fit the type hint, or None. Knows scalars, Literal, Optional, Annotated ranges, and
-    sequences and mappings by kind; any other hint accepts everything."""
+    """Why ``value`` does not fit the type hint, or None. Knows scalars, Literal, Optional, Annotated ranges,
+    sequences, and mappings by kind; any other hint accepts everything."""
     origin = get_origin(hint)
     if origin is Annotated:
         base, *extras = get_args(hint)
@@ -115,10 +115,13 @@ def value_problem(key: str, value: Any, hint: Any) -> str | None:
     if hint in _SCALARS:
         kind, accepted = _SCALARS[hint]
         fits = isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
-        return None if fits else f"{key}={value}: must be {kind}"
+        quoted = "; in yaml, Yes and No need quotes" if hint is str and isinstance(value, bool) else ""
+        return None if fits else f"{key}={value}: must be {kind}{quoted}"
     if origin in (list, tuple, Sequence):
-        fits = isinstance(value, Sequence) and not isinstance(value, str)
-        return None if fits else f"{key}={value}: must be a list"
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return f"{key}={value}: must be a list"
+        each = get_args(hint)[0] if get_args(hint) else Any
+        return next((p for i, found in enumerate(value) if (p := value_problem(f"{key}[{i}]", found, each))), None)
     if origin in (dict, Mapping):
         return None if isinstance(value, Mapping) else f"{key}={value}: must be a mapping"
     return None

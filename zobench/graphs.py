@@ -46,7 +46,7 @@ class GraphedScorer:
         """See ``score``. The result is the caller's own."""
         if self.why_eager is not None:
             return self._score(batch)
-        shape = tuple(tuple(tensor.shape) for tensor in _tensors(batch))
+        shape = tuple((name, tuple(tensor.shape)) for name, tensor in _tensors(batch).items())
         if shape not in self._captured:
             try:
                 self._captured[shape] = self._capture(batch)
@@ -60,14 +60,15 @@ class GraphedScorer:
                 self._captured.popitem(last=False)
         found = self._captured[shape]
         self._captured.move_to_end(shape)
-        for static, tensor in zip(_tensors(found.given), _tensors(batch), strict=True):
-            static.copy_(tensor)
+        given = _tensors(found.given)
+        for name, tensor in _tensors(batch).items():
+            given[name].copy_(tensor)
         found.graph.replay()
         return found.scores.clone()
 
     def _capture(self, batch: Batch) -> _Captured:
         """A graph of one shape, its input a copy of the batch."""
-        copies: dict[str, Any] = {name: v.clone() for name, v in vars(batch).items() if isinstance(v, Tensor)}
+        copies: dict[str, Any] = {name: tensor.clone() for name, tensor in _tensors(batch).items()}
         given = dataclasses.replace(batch, **copies)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -82,6 +83,6 @@ class GraphedScorer:
         return _Captured(graph, given, scores)
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
+def _tensors(batch: Batch) -> dict[str, Tensor]:
     """What the scores of a batch depend on, and its labels."""
-    return [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from zobench.engine.stream import BATCHES, generator
+from zobench.losses import Loss
 from zobench.scoring import Batch, collate
 from zobench.tasks.encoding import Encoded
 
@@ -22,6 +23,8 @@ class Minibatches:
         size: examples a minibatch.
         part: examples a part of it, small enough for one forward.
         device, pad_id: see `scoring.collate`.
+        loss: that they are for. Teacher forcing sees the right option alone, the first where several are right, and
+            its log-probabilities over the whole vocabulary.
     """
 
     examples: Sequence[Encoded]
@@ -30,6 +33,7 @@ class Minibatches:
     part: int
     device: torch.device
     pad_id: int
+    loss: Loss = "cross_entropy"
 
     def of_step(self, number: int) -> list[Batch]:
         """The parts of the number-th minibatch."""
@@ -43,7 +47,15 @@ class Minibatches:
 
     def _parts(self, picked: list[int]) -> list[Batch]:
         rows = [[self.examples[i] for i in picked[at : at + self.part]] for at in range(0, len(picked), self.part)]
-        return [collate(part, self.device, self.pad_id) for part in rows]
+        if self.loss == "teacher_forcing":
+            rows = [[taught(example) for example in part] for part in rows]
+        normalised = self.loss == "teacher_forcing"
+        return [collate(part, self.device, self.pad_id, normalised=normalised) for part in rows]
+
+
+def taught(example: Encoded) -> Encoded:
+    """The example with its first right option alone."""
+    return replace(example, option_ids=(example.option_ids[example.label[0]],), label=(0,))
 
 
 def batch_indices(seed: int, step: int, size: int, n: int) -> list[int]:

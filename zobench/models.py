@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,6 @@ from zobench.engine.stream import INIT, derive_key
 
 PACKAGED = "package:"  # a path that starts so lies in zobench/assets
 TINY_TOKENIZER = "package:tiny"
-# What transformers' causal models may do to logits after the head.
-LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 _SAMPLES = 64  # values of each tensor that go into a fingerprint
 
 
@@ -38,8 +36,8 @@ class Loaded:
     source: dict[str, Any]
 
 
-class CausalLM:
-    """A transformers causal language model.
+class LanguageModel:
+    """A transformers language model; see `CausalLM` and `MaskedLM`.
 
     Args:
         name: as in conf/model.
@@ -50,7 +48,11 @@ class CausalLM:
         architecture: transformers config values, with ``model_type``; needed for random weights.
         gradient_checkpointing: recompute activations in the backward pass (first-order methods only).
         attention: attention implementation of transformers.
+        attention_projections: names of the modules that make queries and values, which schemes adapt.
     """
+
+    masked: bool  # whether it predicts a mask token from both sides, or the next token
+    _auto: str  # the class of transformers that makes it
 
     def __init__(
         self,
@@ -63,12 +65,14 @@ class CausalLM:
         architecture: Mapping[str, Any] | None,
         gradient_checkpointing: bool,
         attention: Literal["sdpa", "eager", "flash_attention_2"],
+        attention_projections: Sequence[str] = (),
     ) -> None:
         self.name, self.weights = name, weights
         self._hub, self._path, self._revision = hub, path, revision
         self._architecture = dict(architecture) if architecture else None
         self.gradient_checkpointing = gradient_checkpointing
         self.attention = attention
+        self.attention_projections = tuple(attention_projections)
 
     def problems(self) -> list[str]:
         """What is wrong with the settings beyond their types."""
@@ -89,18 +93,19 @@ class CausalLM:
         Raises:
             ModelError: it cannot be had.
         """
-        from transformers import AutoModelForCausalLM
+        import transformers
 
+        auto = getattr(transformers, self._auto)
         tokenizer, _ = self.load_tokenizer()
         try:
-            config = _with_plain_logits(self._config())
+            config = self._config()
             if self.weights == "random":
                 with keyed_rng(seed, device), device:
-                    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+                    model = auto.from_config(config, dtype=dtype, attn_implementation=self.attention)
                 source: dict[str, Any] = {"random": self._architecture}
             else:
                 where, revision = self._where
-                model, report = AutoModelForCausalLM.from_pretrained(
+                model, report = auto.from_pretrained(
                     where, revision=revision, config=config, dtype=dtype, attn_implementation=self.attention,
                     output_loading_info=True, ignore_mismatched_sizes=True,
                 )  # fmt: skip
@@ -120,6 +125,21 @@ class CausalLM:
         source["fingerprint"] = fingerprint(model)
         return Loaded(model, tokenizer, int(config.max_position_embeddings), source)
 
+    def skeleton(self) -> nn.Module:
+        """The model without its weights, on torch's meta device: to look at names and shapes.
+
+        Raises:
+            ModelError: its config cannot be had.
+        """
+        import transformers
+
+        try:
+            with torch.device("meta"):
+                model: nn.Module = getattr(transformers, self._auto).from_config(self._config())
+        except Exception as error:  # as in load
+            raise self._error(error) from error
+        return model
+
     def load_tokenizer(self) -> tuple[Any, int]:
         """The fast tokenizer, and the longest row the model takes. With random weights and no path, the tokenizer
         of the model that zobench ships stands in: its ids exist in every vocabulary, its lengths are its own.
@@ -133,6 +153,8 @@ class CausalLM:
             stand_in = self.weights == "random" and self._path is None
             where, revision = (str(_folder(TINY_TOKENIZER)), None) if stand_in else self._where
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+            if stand_in and self.masked:
+                tokenizer.add_special_tokens({"mask_token": "<mask>"})
             max_length = int(self._config().max_position_embeddings)
         except Exception as error:  # as in load
             raise self._error(error) from error
@@ -170,6 +192,20 @@ class CausalLM:
         return ModelError(
             f"model {self.name}: {_folder(self._path) if self._path else self._hub} cannot be loaded ({reason}); {hint}"
         )
+
+
+class CausalLM(LanguageModel):
+    """A model that predicts the next token. Arguments: see `LanguageModel`."""
+
+    masked = False
+    _auto = "AutoModelForCausalLM"
+
+
+class MaskedLM(LanguageModel):
+    """A model that predicts a mask token from both sides. Arguments: see `LanguageModel`."""
+
+    masked = True
+    _auto = "AutoModelForMaskedLM"
 
 
 def _complete(report: Mapping[str, Any]) -> None:
@@ -223,15 +259,6 @@ def _folder(path: str) -> Path:
     if path.startswith(PACKAGED):
         return Path(__file__).parent / "assets" / path.removeprefix(PACKAGED)
     return Path(path)
-
-
-def _with_plain_logits(config: Any) -> Any:
-    """Raises ValueError where logits are more than the head's product with the hidden state, which is what we score."""
-    for name in LOGIT_CHANGES:
-        value = getattr(config, name, None)
-        if value is not None and value != 1.0:
-            raise ValueError(f"its config sets {name}={value}, which option scores do not know yet")
-    return config
 
 
 def _without_dropout(config: Any) -> Any:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from zobench import losses
 from zobench.forward_mode import Tangent, jvp
 from zobench.layers import Layers
-from zobench.metrics import macro_f1
+from zobench.losses import Loss
 from zobench.scoring import Batch, Scorer
-
-Loss = Literal["cross_entropy", "accuracy", "f1"]
 
 
 class Objective(Protocol):
@@ -104,8 +102,7 @@ class TaskObjective:
         layers: of the scorer's model.
         parts: the minibatch, in parts small enough for one forward.
         meter: counts.
-        loss: cross_entropy over the options; or accuracy or f1 (macro, over the right options that occur), for which
-            it is 1 minus that, and which have no gradient.
+        loss: see `losses`. For teacher_forcing, the parts are of `minibatches.Minibatches` of that loss.
         minibatches: the step's others; None if there are none.
         score: what makes whole forwards without a graph of autograd; None is the scorer itself.
         n_minibatch: how many minibatches this one is as large as.
@@ -127,26 +124,19 @@ class TaskObjective:
     def __call__(self) -> Tensor:
         start = self._kept.layer if self._kept.layer <= self.layer else 0
         self._count_forward(self.layers.share(start))
-        scores = self._scores(start)
-        labels = torch.cat([part.labels for part in self.parts])
-        if self.loss == "cross_entropy":
-            return cross_entropy(scores, labels, reduction="none").mean()
-        right = scores.argmax(1)
-        if self.loss == "accuracy":
-            return 1.0 - (right == labels).float().mean()
-        return 1.0 - macro_f1(right, labels, scores.shape[1])
+        return losses.mean(self.loss, self._scores(start), self.parts)
 
     def per_example(self) -> Tensor:
-        """(B,) float32: the cross-entropy of each example; one forward."""
+        """(B,) float32: the loss of each example, see `losses.differentiable`; one forward."""
         self._count_forward(1.0)
-        return torch.cat([self._per_example(part) for part in self.parts])
+        return torch.cat([losses.differentiable(self.loss, self.scorer(part), part) for part in self.parts])
 
     def backward(self, layer: int = 0) -> Tensor:
-        n = self._n_example
+        n = losses.size(self.loss, self.parts)
         total = torch.zeros((), device=self.parts[0].labels.device)
         for part in self.parts:
             with torch.enable_grad():
-                loss = self._per_example(part).sum() / n
+                loss = losses.differentiable(self.loss, self.scorer(part), part).sum() / n
                 loss.backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         self._count_forward(1.0)
@@ -154,14 +144,13 @@ class TaskObjective:
         return total
 
     def jvp(self, tangent: Tangent) -> tuple[Tensor, Tensor]:
-        if self.loss != "cross_entropy":
-            raise ValueError(f"loss={self.loss}: has no derivative; use loss=cross_entropy")
+        if self.loss not in losses.DIFFERENTIABLE:
+            raise ValueError(f"loss={self.loss}: has no derivative; use loss={' or '.join(losses.DIFFERENTIABLE)}")
         start = self._kept.layer if self._kept.layer <= self.layer else 0
-        labels = torch.cat([part.labels for part in self.parts])
         self._count_forward(self.layers.share(start))
         self.meter.n_jvp += self.n_minibatch * self.layers.share(self.layer)
         eager = replace(self, score=None)
-        return jvp(self.scorer, lambda: cross_entropy(eager._scores(start), labels, reduction="none").mean(), tangent)
+        return jvp(self.scorer, lambda: losses.mean(self.loss, eager._scores(start), self.parts), tangent)
 
     def above(self, layer: int) -> TaskObjective:
         return replace(self, layer=min(layer, len(self.layers)))  # what is kept stays with it
@@ -181,13 +170,10 @@ class TaskObjective:
     def _n_example(self) -> int:
         return sum(part.n_example for part in self.parts)
 
-    def _per_example(self, part: Batch) -> Tensor:
-        return cross_entropy(self.scorer(part), part.labels, reduction="none")
-
-    def _scores(self, start: int) -> Tensor:
-        """Of all parts, from layer ``start`` up; what layer ``self.layer`` - 1 puts out is kept for the next time."""
+    def _scores(self, start: int) -> list[Tensor]:
+        """Of each part, from layer ``start`` up; what layer ``self.layer`` - 1 puts out is kept for the next time."""
         if self.layer == 0 and self.score is not None:
-            return torch.cat([self.score(part) for part in self.parts])
+            return [self.score(part) for part in self.parts]
         made: list[Any] = []
         found = []
         for i, part in enumerate(self.parts):
@@ -196,7 +182,7 @@ class TaskObjective:
                 found.append(self.scorer(part))
         if made:
             self._kept.layer, self._kept.outputs = self.layer, made
-        return torch.cat(found)
+        return found
 
     def _count_forward(self, share: float) -> None:
         self.meter.n_forward += self.n_minibatch * (share if share < 1.0 else 1)

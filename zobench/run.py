@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,9 +17,10 @@ from zobench.budget import Budget
 from zobench.config import issubclass_of_torch_optimizer
 from zobench.graphs import GraphedScorer
 from zobench.layers import Layers
+from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
-from zobench.models import CausalLM
-from zobench.objective import Loss, Meter, Others, TaskObjective
+from zobench.models import LanguageModel
+from zobench.objective import Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
@@ -27,7 +28,6 @@ from zobench.optim.hybrid import Hybrid
 from zobench.precision import Precision
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
-from zobench.schemes.full import Full
 from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
 from zobench.tasks.encoding import Encoded, encode
@@ -36,7 +36,9 @@ from zobench.tasks.splits import examples
 NOT_IDENTITY = (
     "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
 )  # fmt: skip
-PLACES = {"model": ("path",), "task": ("root",)}  # where things lie does not change what a run is
+# Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
+# is taken up, and then the scheme and the run's loss say it.
+PLACES = {"model": ("path", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
 OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None}
 OPTIMIZER_OFF = {
@@ -45,7 +47,14 @@ OPTIMIZER_OFF = {
     "anneal_factor": 1.5, "max_grad_norm": None,
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
-GROUP_OFF: dict[str, dict[str, Any]] = {"scheme": {"base": "frozen"}, "task": {}, "model": {}}
+GROUP_OFF: dict[str, dict[str, Any]] = {
+    "scheme": {"base": "frozen", "a": "trained"},
+    "task": {
+        "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
+        "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
+    },
+    "model": {},
+}  # fmt: skip
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
 DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
 
@@ -54,7 +63,7 @@ DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optim
 class RunSpec:
     """Everything a run is, built from its config but with nothing loaded. ``config``: the resolved config."""
 
-    model: CausalLM
+    model: LanguageModel
     task: Task
     scheme: Scheme
     make_optimizer: Callable[..., Optimizer]  # a partial of the optimizer's class
@@ -79,19 +88,26 @@ class RunSpec:
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems()]
+        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
+        if self.task.masked != self.model.masked:
+            kinds = {True: "masked", False: "causal"}
+            found.append(
+                f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
+                f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
+            )
         if self.is_zo and self.model.gradient_checkpointing:
             found.append("model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for")
-        if self.start == "linear_probe" and not isinstance(self.scheme, Full):
+        if self.start == "linear_probe" and not self.scheme.trains_head:
             found.append(
-                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full"
+                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
             )
-        if self.config["save"] is not None and getattr(self.scheme, "base", None) == "trained":
-            found.append(f"save={self.config['save']}: holds the adapter alone, and scheme.base=trained; set save=null")
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
         forward_mode = isinstance(made, type) and issubclass(made, ForwardGrad)
-        if (not self.is_zo or forward_mode) and self.loss != "cross_entropy":
-            found.append(f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, or loss=cross_entropy")
+        if (not self.is_zo or forward_mode) and self.loss not in DIFFERENTIABLE:
+            found.append(
+                f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, "
+                f"or loss={' or '.join(DIFFERENTIABLE)}"
+            )
         if forward_mode and self.model.attention == "flash_attention_2":
             found.append("model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager")
         if not self.is_zo and self.precision.rounding == "stochastic":
@@ -166,15 +182,26 @@ def build(spec: RunSpec) -> Bench:
         DataError, ModelError: something cannot be had.
     """
     drawn, rows = examples(spec.task)
+    spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
-    data = {split: encode(loaded.tokenizer, found, loaded.max_length) for split, found in drawn.items()}
-    model = spec.scheme.apply(loaded.model, spec.seed, spec.device)
-    pad_id, layers, scorer, meter = loaded.tokenizer.pad_token_id or 0, Layers(model), Scorer(model), Meter()
+    max_length = spec.task.max_length(loaded.max_length - spec.scheme.n_virtual)
+    encoded = {split: encode(loaded.tokenizer, found, max_length) for split, found in drawn.items()}
+    whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, loaded.tokenizer)
+    pad_id, scorer, meter = loaded.tokenizer.pad_token_id or 0, Scorer(whole), Meter()
+    model, data = spec.scheme.cached(
+        whole, encoded, drawn["train"][0].options,
+        lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
+    )  # fmt: skip
+    if model is not whole:  # the whole model has run once over the training set, and is no longer needed
+        meter.n_forward = -(-len(data["train"]) // spec.batch_size)
+        scorer = Scorer(model)
+    layers = Layers(model)
     minibatches = Minibatches(
-        data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id
-    )
+        data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id,
+        spec.loss,
+    )  # fmt: skip
     if spec.start == "linear_probe":
-        parts, meter.n_forward = minibatches.all()
+        parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from zobench.probe import SAVED
 from zobench.record import RecordError
 from zobench.run import Bench
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether the folder holds a model or an adapter."""
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    """Whether the folder holds a model, an adapter or a probe."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json", SAVED))
 
 
 def check_writable(folder: Path) -> None:
@@ -29,7 +30,8 @@ def check_writable(folder: Path) -> None:
 
 
 def save(bench: Bench, folder: Path) -> None:
-    """Write the model as it is now, with its tokenizer: a transformers folder, or a peft adapter.
+    """Write the model as it is now, with its tokenizer: a transformers folder, a peft adapter, or the rows of a
+    linear probe.
 
     Raises:
         RecordError: the folder cannot be written.

@@ -37,7 +37,7 @@ class ForwardGrad(ZOOptimizer):
     Args:
         those of `ZOOptimizer` without ``zo_eps`` and the mask's, which it has not.
 
-    The objective's loss must be cross_entropy, the only one with a derivative.
+    The objective's loss must have a derivative: cross_entropy or teacher_forcing.
     """
 
     def __init__(

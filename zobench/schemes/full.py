@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,6 +13,9 @@ from zobench.schemes.base import Scheme
 class Full(Scheme):
     """Every parameter trains; tied weights are one."""
 
-    def apply(self, model: nn.Module, seed: int, device: torch.device) -> nn.Module:
-        del seed, device  # nothing new to initialise
+    trains_head = True
+
+    def apply(self, model: nn.Module, seed: int, device: torch.device, tokenizer: Any = None) -> nn.Module:
+        """See `Scheme`."""
+        del seed, device, tokenizer  # nothing new to initialise
         return model.requires_grad_(True)

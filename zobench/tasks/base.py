@@ -12,6 +12,7 @@ from zobench.config import Range
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 Row = Mapping[str, Any]
+DEV_SHARE = 0.25  # COPA's 400 rows become 300 + 100, as in MeZO
 
 
 class DataError(Exception):
@@ -40,29 +41,59 @@ class Source:
 
 
 class Task(ABC):
-    """A task. A new one is a subclass with ``rows`` and ``example``, and a yaml.
+    """A task. A new one is a subclass with ``source`` and ``example``, and a yaml.
 
     Args:
         name: as in conf/task.
-        n_train, n_dev, n_test: examples to draw, or fewer where the source has fewer. See `splits.draw`.
+        n_train, n_dev, n_test: examples to draw, or fewer where the source has fewer. See `splits.examples`.
         data_seed: of the drawing; the run's seed has no part in it.
+        k_shot: instead of n_train and n_dev, which are then null: examples of each class for train, and as many of
+            each class for dev, both from the source's train split.
+        k_shot_fewer: a class with too few rows gives what it has, instead of an error.
+        loss: what training minimises: cross_entropy over the options' scores, or teacher_forcing, the mean negative
+            log-probability of the right option's tokens.
+        max_length: tokens that a row may have, if the model does not allow fewer; None leaves it to the model.
+        dev_split, test_split: of the source. Where dev_split is train, ``dev_share`` of it are kept for dev.
+
+    ``metric`` chooses checkpoints. ``kind``: whether the model picks an option or writes an answer. ``masked``: whether
+    the template has a place for a mask token, so that it needs a masked language model. ``classes``: names of the
+    classes that rows fall into, empty where options are the row's own. A generation task has ``stop``, the text that
+    ends an answer, and ``max_new_tokens``.
     """
 
-    metric = "accuracy"
-    source_splits: Mapping[Split, str] = {"train": "train", "dev": "train", "test": "validation"}
+    metric: Literal["accuracy", "f1"] = "accuracy"
+    kind: Literal["choice", "generation"] = "choice"
+    masked: bool = False
+    classes: tuple[str, ...] = ()
+    stop: str = ""
+    max_new_tokens: int = 0
 
     def __init__(
         self,
         *,
         name: str,
-        n_train: Annotated[int, Range(least=1)],
-        n_dev: Annotated[int, Range(least=1)],
+        n_train: Annotated[int | None, Range(least=1)],
+        n_dev: Annotated[int | None, Range(least=1)],
         n_test: Annotated[int, Range(least=1)],
         data_seed: Annotated[int, Range(least=0, most=2**32 - 1)],
+        k_shot: Annotated[int | None, Range(least=1)] = None,
+        k_shot_fewer: bool = False,
+        loss: Literal["cross_entropy", "teacher_forcing"] = "cross_entropy",
+        max_length: Annotated[int | None, Range(least=1)] = None,
+        dev_split: str = "train",
+        test_split: str = "validation",
+        dev_share: Annotated[float, Range(above=0, below=1)] = DEV_SHARE,
     ) -> None:
         self.name = name
-        self.sizes: dict[Split, int] = {"train": n_train, "dev": n_dev, "test": n_test}
+        self.sizes: dict[Split, int | None] = {"train": n_train, "dev": n_dev, "test": n_test}
         self.data_seed = data_seed
+        self.k_shot, self.k_shot_fewer = k_shot, k_shot_fewer
+        self.loss = loss
+        self._max_length = max_length
+        self.source_splits: dict[Split, str] = {
+            "train": "train", "dev": "train" if k_shot else dev_split, "test": test_split
+        }  # fmt: skip
+        self.dev_share = dev_share
 
     @abstractmethod
     def source(self, split: str) -> Source:
@@ -77,9 +108,35 @@ class Task(ABC):
         """What the model is shown of a row.
 
         Raises:
-            DataError: a column is missing or a label out of range.
+            DataError: a column is missing or of the wrong kind, or a label out of range.
         """
+
+    def usable(self, row: Row) -> bool:
+        """Whether a row may be drawn; one without a gold label may not."""
+        del row
+        return True
+
+    def final(self, text: str) -> str:
+        """What counts of a text that the model wrote, or of a gold answer: both go through it before they are
+        compared."""
+        return text.strip()
+
+    def max_length(self, of_model: int) -> int:
+        """Tokens that a row may have, with a model that allows ``of_model``."""
+        return of_model if self._max_length is None else min(of_model, self._max_length)
 
     def problems(self) -> list[str]:
         """What is wrong with the settings beyond their types, e.g. a folder that is not there."""
-        return []
+        found = []
+        given = [f"task.n_{split}" for split in ("train", "dev") if self.sizes[split] is not None]
+        if self.k_shot is None:
+            missing = {"task.n_train", "task.n_dev"} - set(given)
+            found += [f"{key}=null: must be a whole number, unless task.k_shot is one" for key in sorted(missing)]
+        else:
+            found += [f"{key}: task.k_shot={self.k_shot} says how many there are; set {key}=null" for key in given]
+            if not self.classes:
+                why = "a generation task" if self.kind == "generation" else "its options are the row's own"
+                found.append(f"task.k_shot={self.k_shot}: {self.name} has no classes ({why}); use task.n_train")
+        if self.kind == "generation" and self.loss != "teacher_forcing":
+            found.append(f"task.loss={self.loss}: {self.name} has one text to learn; use teacher_forcing")
+        return found

@@ -11,15 +11,21 @@ from zobench.tasks.base import DataError, Example
 
 @dataclass(frozen=True)
 class Encoded:
-    """An example as token ids. The prompt's ids are the same for every option."""
+    """An example as token ids. The prompt's ids are the same for every option.
+
+    With a ``mask`` (the position of the mask token), the prompt is the whole row, and options are of one token each.
+    """
 
     row: int
     prompt_ids: tuple[int, ...]
     option_ids: tuple[tuple[int, ...], ...]
     label: tuple[int, ...]
+    mask: int | None = None
 
 
-def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+def encode(
+    tokenizer: Any, examples: Sequence[Example], max_length: int, *, bare: bool = False, reserve: int = 0
+) -> list[Encoded]:
     """Encode examples with a fast tokenizer and its own special tokens.
 
     An option's tokens are those that end after the prompt's last character. Where a tokenizer merges across the
@@ -29,6 +35,8 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list
 
     Args:
         max_length: tokens a row may have.
+        bare: the prompt may be no more than leading special tokens.
+        reserve: tokens that stay free after the prompt, for a text to be generated, though the options be shorter.
 
     Raises:
         DataError: the prompt or an option is empty, or an option leaves no room for the prompt in ``max_length``.
@@ -54,11 +62,12 @@ def encode(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list
         while any(ids[:shared] != split[0][0][:shared] for ids, _, _ in split):
             shared -= 1
         prompt, options = list(split[0][0][:shared]), tuple(tuple(ids[shared:]) for ids, _, _ in split)
-        room, head = max_length - max(map(len, options)), split[0][2]
-        if len(prompt) <= head or any(not option for option in options) or room <= head:
+        room, head = max_length - max(reserve, *map(len, options)), split[0][2]
+        if len(prompt) < (max(head, 1) if bare else head + 1) or any(not option for option in options) or room <= head:
+            kept = f" with {reserve} kept free" if reserve else ""
             raise DataError(
                 f"row {example.row}: {len(prompt)} prompt tokens and options of {[len(o) for o in options]} tokens "
-                f"cannot be scored in {max_length}"
+                f"cannot be scored in {max_length}{kept}"
             )
         if len(prompt) > room:
             prompt = prompt[:head] + prompt[len(prompt) - (room - head) :]

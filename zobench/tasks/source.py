@@ -18,7 +18,8 @@ def load(repo: str, config: str, split: str, *, root: str | None, revision: str 
 
     Args:
         repo, config, split: as on the hub, e.g. nyu-mll/glue, sst2, validation.
-        root: folder of a local mirror with files ``<repo>/<config>/<split>.jsonl``, or None for the hub.
+        root: folder of a local mirror with files ``<repo>/<config>/<split>.jsonl``, or None for the hub. A mirror may
+            name a split like validation_matched by its first part alone.
         revision: commit, branch or tag of the hub repository to load, or None for its newest; the commit is recorded.
 
     Raises:
@@ -28,11 +29,18 @@ def load(repo: str, config: str, split: str, *, root: str | None, revision: str 
 
 
 def _from_mirror(repo: str, config: str, split: str, root: Path) -> Source:
-    path = root / repo / config / f"{split}.jsonl"
+    folder = root / repo / config
+    path = folder / f"{split}.jsonl"
+    if not path.exists() and (short := folder / f"{split.partition('_')[0]}.jsonl").exists():
+        path = short
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; data.root must hold <repository>/<config>/<split>.jsonl") from error
+        there = ", ".join(sorted(found.name for found in folder.glob("*.jsonl")))
+        raise DataError(
+            f"{path}: {error.strerror}; data.root must hold <repository>/<config>/<split>.jsonl"
+            + (f"; this folder has {there}" if there else "")
+        ) from error
     rows: list[Row] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
@@ -46,7 +54,7 @@ def _from_mirror(repo: str, config: str, split: str, root: Path) -> Source:
         rows.append(row)
     if not rows:
         raise DataError(f"{path}: no rows")
-    return Source(rows, {"mirror": f"{repo}/{config}/{split}.jsonl", "sha256": hashlib.sha256(data).hexdigest()})
+    return Source(rows, {"mirror": f"{repo}/{config}/{path.name}", "sha256": hashlib.sha256(data).hexdigest()})
 
 
 def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Source:

@@ -17,7 +17,6 @@ import numpy as np
 
 from zobench.engine import stream
 from zobench.tasks.base import DataError, Example, Row, Source, Task
-from zobench.tasks.classify import sentence_example
 
 SourceSplit = Literal["train", "validation"]
 
@@ -224,6 +223,8 @@ def corpus(n_documents: int, seed: int) -> list[str]:
 class Toy(Task):
     """The generated sentences, shown as SST-2's are."""
 
+    classes = OPTIONS
+
     def source(self, split: str) -> Source:
         if split not in N_ROWS:
             raise DataError(f"split={split}: the toy task has {' and '.join(N_ROWS)}")
@@ -231,4 +232,5 @@ class Toy(Task):
         return Source(rows, {"generated": split, "seed": SEED})
 
     def example(self, index: int, row: Row) -> Example:
-        return sentence_example(index, row, "sentence", "{text} It was", OPTIONS)
+        options = tuple(f" {word}" for word in OPTIONS)
+        return Example(index, f"{row['sentence']} It was", options, (row["label"],), null_prompt="It was")

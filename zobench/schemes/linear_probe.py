@@ -1,0 +1,85 @@
+"""Linear probing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from zobench.config import Range
+from zobench.probe import Probe, Solver, fit
+from zobench.schemes.base import Scheme
+from zobench.tasks.base import DataError, Example, Split
+from zobench.tasks.encoding import Encoded
+
+if TYPE_CHECKING:
+    from zobench.run import RunSpec
+
+
+class LinearProbe(Scheme):
+    """A row of weights for each option word, on the hidden state that predicts it; the model is frozen.
+
+    The model runs once over all examples, and then is gone: a forward of the run is one of the rows on cached features.
+    The rows start at zero, and any optimizer trains them; ``fit`` finds them without one.
+
+    Args:
+        name: as in conf/scheme.
+        solver: of ``fit``: logistic regression or, in closed form, ridge regression; see `probe.fit`.
+        penalty: of ``fit``, on the squared norm of the rows.
+    """
+
+    layered = False
+
+    def __init__(self, *, name: str, solver: Solver, penalty: Annotated[float, Range(above=0)]) -> None:
+        super().__init__(name=name)
+        self.solver, self.penalty = solver, penalty
+
+    def misfits(self, spec: RunSpec) -> list[str]:
+        """See `Scheme`."""
+        found = super().misfits(spec)
+        if getattr(spec.task, "kind", "choice") == "generation":
+            found.append(f"scheme={self.name}: chooses among options, and task={spec.task.name} generates text")
+        return found
+
+    def check(self, skeleton: Callable[[], nn.Module], examples: Sequence[Example]) -> None:
+        """See `Scheme`."""
+        del skeleton
+        for example in examples:
+            if example.options != examples[0].options:
+                raise DataError(
+                    f"scheme={self.name}: needs a task whose examples share their options; row {examples[0].row} has "
+                    f"{list(examples[0].options[:4])}, row {example.row} has {list(example.options[:4])}"
+                )
+
+    def apply(self, model: nn.Module, seed: int, device: torch.device, tokenizer: Any = None) -> nn.Module:
+        """See `Scheme`; the rows come with `cached`."""
+        del seed, device, tokenizer
+        return model.requires_grad_(False)
+
+    def cached(
+        self, model: nn.Module, data: Mapping[Split, list[Encoded]], options: Sequence[str],
+        features: Callable[[Sequence[Encoded]], Tensor],
+    ) -> tuple[nn.Module, dict[Split, list[Encoded]]]:  # fmt: skip
+        """See `Scheme`: a `Probe`, and examples whose only token is their row in its table."""
+        dtype = next(model.parameters()).dtype
+        table = torch.cat([features(examples) for examples in data.values()])
+        ids = tuple((i,) for i in range(len(options)))
+        at, found = 0, dict[Split, list[Encoded]]()
+        for split, examples in data.items():
+            rows = range(at, at + len(examples))
+            found[split] = [
+                replace(e, prompt_ids=(i,), option_ids=ids, mask=None) for i, e in zip(rows, examples, strict=True)
+            ]
+            at += len(examples)
+        return Probe(table, options, dtype), found
+
+    @torch.no_grad()
+    def fit(self, probe: Probe, examples: Sequence[Encoded]) -> None:
+        """Make the rows those that fit the examples best."""
+        weight = probe.rows.weight
+        x = probe.table(torch.tensor([e.prompt_ids[0] for e in examples], device=weight.device)).last_hidden_state
+        labels = torch.tensor([e.label[0] for e in examples], device=weight.device)
+        weight.copy_(fit(x, labels, len(weight), self.solver, self.penalty))
