@@ -116,14 +116,18 @@ class LanguageModel:
         except Exception as error:  # transformers, the hub and safetensors raise a dozen kinds
             raise self._error(error) from error
         model.to(device)
+        self.prepare(model)
+        source["fingerprint"] = fingerprint(model)
+        return Loaded(model, tokenizer, int(config.max_position_embeddings), source)
+
+    def prepare(self, model: Any) -> None:
+        """Dropout off, and gradient checkpointing on if it was asked for."""
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             without_input_gradients(model)
             model.train()  # transformers checkpoints in train mode only; with dropout off that changes nothing else
         else:
             model.eval()
-        source["fingerprint"] = fingerprint(model)
-        return Loaded(model, tokenizer, int(config.max_position_embeddings), source)
 
     def skeleton(self) -> nn.Module:
         """The model without its weights, on torch's meta device: to look at names and shapes.

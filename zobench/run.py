@@ -205,7 +205,7 @@ def build(spec: RunSpec) -> Bench:
         probe.install(scorer, parts)
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        optimizer=_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
+        optimizer=make_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
         layers=layers,
         score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
     )  # fmt: skip
@@ -252,7 +252,8 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
+def make_optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
+    """The run's optimizer, of the model's parameters that require grad. ``n_layer``: of the model, 0 if not known."""
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
