@@ -242,7 +242,7 @@ def build(spec: RunSpec) -> Bench:
     graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     return Bench(
         spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
+        nulls=given.nulls, optimizer=make_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if graphed else scorer,
         writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
@@ -263,7 +263,8 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
+def make_optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
+    """The run's optimizer, of the model's parameters that require grad. ``n_layer``: of the model, 0 if not known."""
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
