@@ -99,8 +99,10 @@ class RunSpec:
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
-        found += misfits(self)
+        found = [
+            *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
+            *self.scheme.misfits(self),
+        ]  # fmt: skip
         if self.task.masked != self.model.masked:
             kinds = {True: "masked", False: "causal"}
             found.append(
@@ -212,7 +214,7 @@ def build(spec: RunSpec) -> Bench:
     given = prompts(
         spec.model, tokenizer, drawn, spec.task.max_length(limit - spec.scheme.n_virtual), seed=spec.seed,
         calibration=spec.calibration, n_demonstration=spec.n_demonstration,
-        reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
+        reserve=spec.task.max_new_tokens,
     )  # fmt: skip
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
@@ -240,7 +242,7 @@ def build(spec: RunSpec) -> Bench:
     graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     return Bench(
         spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
+        nulls=given.nulls, optimizer=make_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if graphed else scorer,
         writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
@@ -261,7 +263,8 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
+def make_optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
+    """The run's optimizer, of the model's parameters that require grad. ``n_layer``: of the model, 0 if not known."""
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
