@@ -7,7 +7,7 @@ RECORDS ?= results
 CHECKED := build/check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check tables methods clean
+.PHONY: help setup demo test lint types check tables methods tasks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ tables: setup ## regenerate tables and plots of every suite from its records
 
 methods: setup ## regenerate docs/methods.md from docstrings and yamls
 	@$(PY) -m runners.methods
+
+tasks: setup ## regenerate docs/tasks.md from yamls
+	@$(PY) -m runners.tasks_page
 
 clean: ## remove the environment and what checks wrote
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,8 @@
 
     python -m runners.show task=sst2 split=validation rows=0:3 [model=...] [key=value ...] [--json]
 
-rows=A:B are rows A to B - 1, rows=A is one. Without model= no model or tokenizer is loaded and token ids are left out.
+rows=A:B are rows A to B - 1, rows=A is one. Without model= no model or tokenizer is loaded and token ids are left out,
+and so are the demonstrations of optimizer=in_context, as how many fit depends on the model.
 A * marks the right options; suffix: what follows the mask of a masked model; answers: all texts that count as right, of
 which training teaches the option; null: the prompt that calibration divides by.
 """
@@ -15,10 +16,12 @@ from typing import Any
 
 from runners.compose import spec_of
 from runners.execute import hush
+from zobench import demonstrations
 from zobench.config import ConfigError
 from zobench.models import ModelError
 from zobench.run import RunSpec
 from zobench.tasks.base import DataError, Example
+from zobench.tasks.splits import examples as drawn
 
 
 def main() -> None:
@@ -101,8 +104,14 @@ def _with_ids(spec: RunSpec, examples: list[Example]) -> list[dict[str, Any]]:
     tokenizer, max_length = spec.model.load_tokenizer()
     entries = []
     max_length = spec.task.max_length(max_length - spec.scheme.n_virtual)
+    room = spec.task.max_new_tokens
+    if spec.n_demonstration:
+        solved = demonstrations.draw(drawn(spec.task)[0]["train"], spec.n_demonstration, spec.seed)
+        examples, _, _ = demonstrations.prepend(
+            lambda made: spec.model.shown(tokenizer, made), tokenizer, examples, solved, max_length, room
+        )
     shown = spec.model.shown(tokenizer, examples)
-    for example, encoded in zip(shown, spec.model.encode(tokenizer, examples, max_length), strict=True):
+    for example, encoded in zip(shown, spec.model.encode(tokenizer, examples, max_length, reserve=room), strict=True):
         used = [*encoded.prompt_ids, *(i for option in encoded.option_ids for i in option)]
         tokens = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in used}
         ids = {"prompt_ids": list(encoded.prompt_ids), "option_ids": [list(o) for o in encoded.option_ids]}

@@ -252,8 +252,8 @@ def _load(name: str) -> Suite:
 
 
 def _points(kind: list[str], search: bool) -> list[list[str]]:
-    """The overrides of each point of the optimizer's grid for the run's scheme, that for lora where it has none; one
-    point, where the optimizer has no grid."""
+    """The overrides of each point of the optimizer's grid for the run's scheme, or lora's where it has none for that;
+    one point, where it has no grid."""
     config, problems = compose(kind)
     if problems or config is None:
         raise ConfigError(problems)

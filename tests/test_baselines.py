@@ -14,7 +14,7 @@ from conftest import TINY, Cli, Lab
 from omegaconf import OmegaConf
 
 from analysis.render import Cell
-from runners import replay, sweep
+from runners import replay, show, sweep
 from runners.compose import CONF, spec_of
 from runners.execute import plan
 from runners.progress import Live
@@ -351,3 +351,11 @@ def test_a_scheme_that_fits_itself_needs_no_optimizer(lab: Lab) -> None:
     for other in ("optimizer=in_context", "calibration=sfc"):
         with pytest.raises(ConfigError, match="linear_probe"):
             spec_of(["optimizer=none", "scheme=linear_probe", other])
+
+
+def test_show_shows_the_demonstrations(cli: Cli) -> None:
+    arguments = ("task=toy", "model=tiny", "split=validation", "rows=0:2", "optimizer.demonstrations=2", "--json")
+    said = cli(show, "optimizer=in_context", *arguments)
+    assert said.code == 0
+    for line in said.out.splitlines():
+        assert json.loads(line)["prompt"].count("\n\n") == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis import build
-from runners import methods
+from runners import methods, tasks_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = sorted(path.parent for path in ROOT.glob("results/*/README.md"))
@@ -67,3 +67,7 @@ def test_every_method_states_its_cost() -> None:
         row = next(line for line in methods.page().splitlines() if line.startswith(f"| [{path.stem}]"))
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
         assert all(cells), row
+
+
+def test_the_tasks_page_says_what_the_yamls_say() -> None:
+    assert tasks_page.PAGE.read_text() == tasks_page.page(), "run make tasks"

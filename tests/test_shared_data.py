@@ -1,78 +1,159 @@
-"""SST-2 as it really is, where a mirror of the data lies beside the checkout. None of it is part of the project."""
+"""The tasks on real rows, where a mirror of the data lies beside the checkout. None of it is part of the project.
+
+Of a source split with many rows only some, evenly spaced, are looked at, to be quick.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from zobench.models import CausalLM
+from runners.compose import CONF, spec_of
+from zobench.run import RunSpec
+from zobench.tasks import source
 from zobench.tasks.base import Example, Split
-from zobench.tasks.classify import SentenceClassification
 from zobench.tasks.encoding import encode
 from zobench.tasks.splits import examples
 
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
-DATA, MODEL = SHARED / "data", SHARED / "models" / "opt-lab"
+SHARED = Path(__file__).parents[2] / "shared"
+DATA, MODELS = SHARED / "data", SHARED / "models"
+TASKS = sorted(path.stem for path in (CONF / "task").glob("[!_]*.yaml") if path.stem != "toy")
+MANY = 500  # rows of a split that are looked at
 
-pytestmark = pytest.mark.skipif(
-    not (DATA / "nyu-mll" / "glue" / "sst2").is_dir(), reason="no mirror of SST-2 in ../shared/data"
-)
-
-
-@pytest.fixture(scope="module")
-def task() -> SentenceClassification:
-    config = yaml.safe_load((ROOT / "conf/task/sst2.yaml").read_text())
-    del config["_target_"]
-    return SentenceClassification(**{**config, "root": str(DATA)})
+pytestmark = pytest.mark.skipif(not (DATA / "counts.json").is_file(), reason="no mirror of the data in ../shared/data")
 
 
-@pytest.fixture(scope="module")
-def drawn(task: SentenceClassification) -> tuple[dict[Split, list[Example]], dict[str, dict[str, Any]]]:
-    return examples(task)
+@pytest.fixture(scope="module", autouse=True)
+def _read_once() -> Any:
+    """Several tasks show the same rows, and nobody changes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "_from_mirror", functools.cache(source._from_mirror))
+        yield
 
 
-@pytest.mark.parametrize(("split", "n_rows"), [("train", 67349), ("validation", 872)])
-def test_every_row_becomes_an_example(task: SentenceClassification, split: str, n_rows: int) -> None:
+@functools.cache
+def _spec(name: str) -> RunSpec:
+    return spec_of([f"task={name}", f"data.root={DATA}"])
+
+
+@functools.cache
+def _drawn(name: str) -> dict[Split, list[Example]]:
+    return examples(_spec(name).task)[0]
+
+
+def _spaced(name: str, split: str, n: int) -> list[Example]:
+    """About n examples of a source split, evenly spaced."""
+    task = _spec(name).task
     rows = task.source(split).rows
-    shown = [task.example(i, row) for i, row in enumerate(rows)]
-    assert len(shown) == n_rows
-    assert {example.label for example in shown} == {(0,), (1,)}
-    assert {example.options for example in shown} == {(" terrible", " great")}
-    for example, row in zip(shown, rows, strict=True):
-        assert example.prompt == f"{row['sentence'].strip()} It was"
-        assert len(example.prompt) > len(" It was")
+    return [task.example(i, rows[i]) for i in range(0, len(rows), -(-len(rows) // n)) if task.usable(rows[i])]
 
 
-def test_splits_have_the_protocols_sizes(
-    drawn: tuple[dict[Split, list[Example]], dict[str, dict[str, Any]]],
-) -> None:
-    found, rows = drawn
-    assert {split: len(shown) for split, shown in found.items()} == {"train": 1000, "dev": 500, "test": 872}
-    assert {split: info["n"] for split, info in rows.items()} == {"train": 1000, "dev": 500, "test": 872}
-    assert not {example.row for example in found["train"]} & {example.row for example in found["dev"]}
-    assert all(len({example.row for example in shown}) == len(shown) for shown in found.values())
-    assert sorted(example.row for example in found["test"]) == list(range(872))
-    for shown in found.values():  # the classes are about as frequent as in the source
-        assert 0.45 < sum(example.label == (1,) for example in shown) / len(shown) < 0.65
+@pytest.mark.parametrize("name", TASKS)
+def test_real_rows_make_examples(name: str) -> None:
+    task = _spec(name).task
+    for split in dict.fromkeys(task.source_splits.values()):
+        shown = _spaced(name, split, MANY)
+        assert len(shown) > 15
+        for example in shown:
+            assert example.label
+            assert all(0 <= i < len(example.options) for i in example.label)
+            assert len(set(example.options)) == len(example.options)
+            assert all(option.strip() for option in example.options)
+            assert example.prompt == example.prompt.strip(" ")
+            assert example.prompt or example.suffix
+            if task.kind == "generation":
+                assert [task.final(answer) for answer in example.answers].count("") == 0
+                assert example.options[0].endswith(task.stop)
+                assert task.stop not in example.options[0].removesuffix(task.stop)
+            else:
+                assert len(example.options) >= 2
+        if task.classes:
+            assert {example.label[0] for example in shown} == set(range(len(task.classes)))
+            assert len({example.options for example in shown}) == 1
+        assert len({example.prompt + example.suffix for example in shown}) > 0.5 * len(shown)  # not one for all
 
 
-@pytest.mark.skipif(not (MODEL / "tokenizer.json").is_file(), reason="no lab model in ../shared/models/opt-lab")
-def test_options_are_one_token_each_and_prompts_are_whole(
-    drawn: tuple[dict[Split, list[Example]], dict[str, dict[str, Any]]],
-) -> None:
-    model = CausalLM(
-        name="opt-lab", hub=None, path=str(MODEL), weights="pretrained", revision=None, architecture=None,
-        gradient_checkpointing=False, attention="sdpa",
-    )  # fmt: skip
-    tokenizer, max_length = model.load_tokenizer()
-    shown = [example for split in drawn[0].values() for example in split]
-    for example, encoded in zip(shown, encode(tokenizer, shown, max_length), strict=True):
+@pytest.mark.parametrize("name", TASKS)
+def test_train_dev_and_test_share_no_row(name: str) -> None:
+    task, found = _spec(name).task, _drawn(name)
+    rows = {split: {example.row for example in drawn} for split, drawn in found.items()}
+    assert all(len(rows[split]) == len(drawn) for split, drawn in found.items())
+    by_source: Counter[tuple[str, int]] = Counter()
+    for split, chosen in rows.items():
+        by_source.update((task.source_splits[split], i) for i in chosen)
+    assert max(by_source.values()) == 1
+    if task.k_shot is not None:
+        for split in ("train", "dev"):
+            n = Counter(example.label[0] for example in found[split])
+            assert n == dict.fromkeys(range(len(task.classes)), task.k_shot)
+
+
+SIZES = {  # (train, dev, test) of the mirror's rows, by the protocol
+    "sst2": (1000, 500, 872), "rte": (1000, 500, 277), "cb": (150, 100, 56), "copa": (300, 100, 100),
+    "sst5": (1000, 500, 1000), "trec": (1000, 500, 500), "gsm8k": (1000, 500, 1000), "wsc": (416, 138, 104),
+    "sst2_mask": (32, 32, 872), "sst5_mask": (80, 80, 1000), "trec_mask": (96, 96, 500), "rte_mask": (32, 32, 277),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_splits_have_the_protocols_sizes(name: str) -> None:
+    assert tuple(len(_drawn(name)[split]) for split in ("train", "dev", "test")) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", ["sst2_mask", "sst5_mask", "snli_mask", "mnli_mask", "rte_mask", "trec_mask"])
+def test_512_of_each_class_can_be_drawn(name: str) -> None:
+    spec = spec_of([f"task={name}", f"data.root={DATA}", "task.k_shot=512", "task.data_seed=42", "task.n_test=10"])
+    n = Counter(example.label[0] for example in examples(spec.task)[0]["train"])
+    abbreviations = {0: 65}  # of 86, a quarter of which is kept for dev
+    assert n == {**dict.fromkeys(range(len(spec.task.classes)), 512), **(abbreviations if name == "trec_mask" else {})}
+
+
+def test_the_labels_mean_what_the_words_say() -> None:
+    """By what the sources say besides: TREC's fine labels begin with the coarse one's name, SST-5's have a text."""
+    trec, sst5 = _spec("trec").task, _spec("sst5").task
+    names = {"ABBR": 0, "ENTY": 1, "DESC": 2, "HUM": 3, "LOC": 4, "NUM": 5}
+    rows = trec.source("test").rows
+    assert all(trec.example(i, row).label == (names[row["fine_label"].split(":")[0]],) for i, row in enumerate(rows))
+    scale = ("very negative", "negative", "neutral", "positive", "very positive")
+    rows = sst5.source("test").rows
+    assert all(scale[sst5.example(i, row).label[0]] == row["label_text"] for i, row in enumerate(rows))
+
+
+def _tokenizer(model: str) -> Any:
+    if not (MODELS / model / "tokenizer.json").is_file():
+        pytest.skip(f"no lab model in ../shared/models/{model}")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODELS / model)
+
+
+@pytest.mark.parametrize("model", ["opt-lab", "llama-lab"])
+@pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith("_mask")])
+def test_option_tokens_recover_the_options_text(name: str, model: str) -> None:
+    tokenizer = _tokenizer(model)
+    shown = _spaced(name, _spec(name).task.source_splits["test"], 12)
+    for example, encoded in zip(shown, encode(tokenizer, shown, 10_000), strict=True):
         assert [tokenizer.decode(ids) for ids in encoded.option_ids] == list(example.options)
-        assert [len(ids) for ids in encoded.option_ids] == [1, 1]
         assert encoded.prompt_ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(encoded.prompt_ids[1:]) == example.prompt
         assert encoded.label == example.label
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.endswith("_mask")])
+def test_the_words_for_a_mask_are_tokens_that_begin_a_word(name: str) -> None:
+    tokenizer = _tokenizer("roberta-lab")
+    (example,) = _spaced(name, _spec(name).task.source_splits["test"], 1)
+    for option in example.options:
+        ids = tokenizer(option, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == option
+        assert tokenizer.convert_ids_to_tokens(ids)[0].startswith("\u0120")  # a space, in a byte-level vocabulary
+
+
+def test_sst2_options_are_one_token_each() -> None:
+    tokenizer = _tokenizer("opt-lab")
+    for encoded in encode(tokenizer, _drawn("sst2")["test"], 512):
+        assert [len(ids) for ids in encoded.option_ids] == [1, 1]

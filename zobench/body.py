@@ -63,7 +63,13 @@ class Body:
         """Which positions the others may see, and their numbers where the model would count them by token."""
         n, n_output = (0, 0) if self._virtual is None else (self._virtual.n, self._virtual.n_output)
         places = torch.arange(n + width, device=lengths.device)
-        found = {"attention_mask": (places < n + lengths[:, None]).long()}
+        seen = places < n + lengths[:, None]
+        if n > n_output:  # one that holds for keys before the row, too
+            dtype = next(self.module.parameters()).dtype
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+            found = {"attention_mask": added[:, None, None]}
+        else:
+            found = {"attention_mask": seen.long()}
         if self._positions is not None:
             first = int(self._positions.padding_idx or 0) + 1
             numbers = (first + places).clamp(max=self._positions.num_embeddings - 1)  # padding may go beyond the table

@@ -99,8 +99,10 @@ class RunSpec:
 
     def problems(self) -> list[str]:
         """Settings that are right one by one and cannot work together."""
-        found = [*self.model.problems(), *self.task.problems(), *self.precision.problems(), *self.scheme.misfits(self)]
-        found += misfits(self)
+        found = [
+            *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
+            *self.scheme.misfits(self),
+        ]  # fmt: skip
         if self.task.masked != self.model.masked:
             kinds = {True: "masked", False: "causal"}
             found.append(
@@ -212,7 +214,7 @@ def build(spec: RunSpec) -> Bench:
     given = prompts(
         spec.model, tokenizer, drawn, spec.task.max_length(limit - spec.scheme.n_virtual), seed=spec.seed,
         calibration=spec.calibration, n_demonstration=spec.n_demonstration,
-        reserve=spec.task.max_new_tokens if spec.task.kind == "generation" else 0,
+        reserve=spec.task.max_new_tokens,
     )  # fmt: skip
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
@@ -233,8 +235,7 @@ def build(spec: RunSpec) -> Bench:
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
     if not spec.trains:
-        if spec.scheme.fits:
-            spec.scheme.fit(model, data["train"])
+        spec.scheme.fit(model, data["train"])
         model.requires_grad_(False)
     # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
     graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -18,11 +18,10 @@ class Virtual(Protocol):
     n: int
     n_output: int
 
-    @contextmanager
-    def before(self, ids: Tensor) -> Iterator[dict[str, Any]]:
+    def before(self, ids: Tensor) -> AbstractContextManager[dict[str, Any]]:
         """Inside, what the transformer is given in place of ids (R, T) int64, so that the tokens stand before each
         row."""
-        yield {}
+        ...
 
 
 def virtual_of(model: nn.Module) -> Virtual | None:
@@ -36,8 +35,8 @@ def virtual_of(model: nn.Module) -> Virtual | None:
 class Prompt:
     """Embeddings that train, as peft's prompt tuning has them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model: Any = model
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self.n = self.n_output = int(self._model.active_peft_config.num_virtual_tokens)
 
     @contextmanager
@@ -58,12 +57,12 @@ class Prefix:
 
     n_output = 0
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model: Any = model
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self.n = int(self._model.active_peft_config.num_virtual_tokens)
         with torch.no_grad():
             self._cache = self._model.get_prompt(1)  # which layers see only a window, and where each lies
-        self._layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is not None]
+        self._layers: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", None) is not None]
 
     @contextmanager
     def before(self, ids: Tensor) -> Iterator[dict[str, Any]]:

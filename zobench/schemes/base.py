@@ -26,7 +26,7 @@ class Scheme(ABC):
 
     n_virtual = 0  # tokens that stand before every row, and take so many positions of the model
     layered = True  # whether its parameters are those of modules in the layers, so that layers divide them into blocks
-    fits = False  # whether `fit` finds its parameters without an optimizer
+    fits = False  # whether it can be trained without an optimizer
     trains_head = False  # whether the head's rows are among its parameters
 
     def __init__(self, *, name: str) -> None:
@@ -37,16 +37,12 @@ class Scheme(ABC):
         found = []
         optimizer, name = spec.config["optimizer"], self.name
         if not self.layered:
-            blocks = optimizer.get("blocks", "all")
-            parts = [blocks, *(part.get("blocks", "all") for key in ("zeroth",) if (part := optimizer.get(key)))]
-            found += [
-                f"optimizer.blocks={part}: scheme={name} trains nothing that lies in a layer; use blocks=all"
-                for part in parts if part != "all"
-            ]  # fmt: skip
+            why = f"scheme={name} trains nothing that lies in a layer; use"
+            for node in (optimizer, optimizer.get("zeroth") or {}):
+                if (blocks := node.get("blocks", "all")) != "all":
+                    found.append(f"optimizer.blocks={blocks}: {why} blocks=all")
             if optimizer.get("part") == "blocks":
-                found.append(
-                    f"optimizer.part=blocks: scheme={name} trains nothing that lies in a layer; use part=names"
-                )
+                found.append(f"optimizer.part=blocks: {why} part=names")
         return found
 
     def check(self, skeleton: Callable[[], nn.Module], examples: Sequence[Example]) -> None:
@@ -55,16 +51,13 @@ class Scheme(ABC):
         Raises:
             ModelError, DataError: the scheme cannot work with them.
         """
+        del skeleton, examples  # most work with any
 
     @abstractmethod
     def apply(self, model: nn.Module, seed: int, device: torch.device, tokenizer: Any = None) -> nn.Module:
         """The model with the scheme's parameters requiring grad and all others frozen. May wrap it; new parameters
         are initialised from ``seed`` (and real tokens of ``tokenizer``, where they stand for tokens) and have the
         model's dtype."""
-
-    def fit(self, model: nn.Module, examples: Sequence[Encoded]) -> None:
-        """Make its parameters those that fit the examples best; of schemes that have ``fits``."""
-        raise NotImplementedError
 
     def cached(
         self, model: nn.Module, data: Mapping[Split, list[Encoded]], options: Sequence[str],
@@ -78,6 +71,10 @@ class Scheme(ABC):
         """
         del options, features
         return model, dict(data)
+
+    def fit(self, model: nn.Module, examples: Sequence[Encoded]) -> None:
+        """Train ``model``, as `cached` gave it, on the training set without an optimizer, where the scheme can."""
+        del model, examples
 
 
 def n_parameters(model: nn.Module) -> tuple[int, int]:

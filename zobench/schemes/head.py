@@ -24,13 +24,15 @@ class Head(Scheme):
     def apply(self, model: nn.Module, seed: int, device: torch.device, tokenizer: Any = None) -> nn.Module:
         """See `Scheme`."""
         del seed, device, tokenizer  # nothing new to initialise
-        below = {id(p) for p in Body(model).module.parameters()}
         untied: Any = model
-        for module in untied.get_output_embeddings().modules():
-            for name, p in module.named_parameters(recurse=False):
-                if id(p) in below:
-                    setattr(module, name, nn.Parameter(p.detach().clone()))
-                    untied.config.tie_word_embeddings = False
+        embedding = untied.get_output_embeddings()
+        elsewhere = {id(p) for m in model.modules() if m is not embedding for p in m.parameters(recurse=False)}
+        frozen = {id(p) for p in Body(model).module.parameters()}
+        for name, p in embedding.named_parameters(recurse=False):
+            if id(p) in elsewhere:
+                frozen.add(id(p))  # a bias, too, may be tied to one of the head, which then nothing reads any more
+                setattr(embedding, name, nn.Parameter(p.detach().clone()))
+                untied.config.tie_word_embeddings = False
         for p in model.parameters():
-            p.requires_grad_(id(p) not in below)
+            p.requires_grad_(id(p) not in frozen)
         return model

@@ -23,7 +23,7 @@ class LinearProbe(Scheme):
     """A row of weights for each option word, on the hidden state that predicts it; the model is frozen.
 
     The model runs once over all examples, and then is gone: a forward of the run is one of the rows on cached features.
-    The rows start at zero, and any optimizer trains them; ``fit`` finds them without one.
+    The rows start at zero, and any optimizer trains them; without one (optimizer=none) ``fit`` finds them.
 
     Args:
         name: as in conf/scheme.
@@ -31,8 +31,7 @@ class LinearProbe(Scheme):
         penalty: of ``fit``, on the squared norm of the rows.
     """
 
-    layered = False
-    fits = True
+    layered, fits = False, True
 
     def __init__(self, *, name: str, solver: Solver, penalty: Annotated[float, Range(above=0)]) -> None:
         super().__init__(name=name)
@@ -41,8 +40,14 @@ class LinearProbe(Scheme):
     def misfits(self, spec: RunSpec) -> list[str]:
         """See `Scheme`."""
         found = super().misfits(spec)
-        if getattr(spec.task, "kind", "choice") == "generation":
+        if spec.task.kind == "generation":
             found.append(f"scheme={self.name}: chooses among options, and task={spec.task.name} generates text")
+        if spec.calibration != "none":
+            found.append(
+                f"calibration={spec.calibration}: is of the model's own scores, not those of scheme={self.name}"
+            )
+        if spec.n_demonstration:
+            found.append(f"scheme={self.name}: is fitted to prompts without demonstrations; use optimizer=none")
         return found
 
     def check(self, skeleton: Callable[[], nn.Module], examples: Sequence[Example]) -> None:
@@ -79,7 +84,7 @@ class LinearProbe(Scheme):
 
     @torch.no_grad()
     def fit(self, model: nn.Module, examples: Sequence[Encoded]) -> None:
-        """Make the rows those that fit the examples best."""
+        """See `Scheme`: the rows are those that fit the examples best."""
         assert isinstance(model, Probe)
         weight = model.rows.weight
         x = model.table(torch.tensor([e.prompt_ids[0] for e in examples], device=weight.device)).last_hidden_state

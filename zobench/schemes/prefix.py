@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from zobench.config import Range
 from zobench.models import ModelError
 from zobench.schemes.adapters import set_virtual, task_type, wrapped
 from zobench.schemes.base import Scheme, real_tokens
+
+if TYPE_CHECKING:
+    from zobench.run import RunSpec
 
 
 class Prefix(Scheme):
@@ -33,6 +36,16 @@ class Prefix(Scheme):
     def __init__(self, *, name: str, tokens: Annotated[int, Range(least=1)]) -> None:
         super().__init__(name=name)
         self.n_virtual = tokens
+
+    def misfits(self, spec: RunSpec) -> list[str]:
+        """See `Scheme`."""
+        found = super().misfits(spec)
+        if spec.model.masked and spec.model.attention == "flash_attention_2":
+            found.append(
+                f"model.attention=flash_attention_2: takes no mask of keys before a row, which scheme={self.name} "
+                "needs with a masked model; use sdpa or eager"
+            )
+        return found
 
     def apply(self, model: nn.Module, seed: int, device: torch.device, tokenizer: Any = None) -> nn.Module:
         """See `Scheme`.

@@ -51,7 +51,7 @@ class Classification(HubTask):
         if unaligned is not None:
             self._templates["unaligned"] = Template(unaligned)
         self._shown = self._templates["prompt" if alignment or unaligned is None else "unaligned"]
-        self._null_prompt = null_prompt if alignment else ""
+        self.null_text = null_prompt if alignment else ""
         self.classes = tuple(words)
         separator = "" if self._shown.text.endswith("\n") else " "
         self._options = tuple(separator + word for word in words)
@@ -62,7 +62,7 @@ class Classification(HubTask):
     def shown(self, index: int, row: Row) -> Example:
         prompt = self._shown.fill(row).strip(" ")
         suffix = self._templates["suffix"].fill(row).rstrip(" ")
-        return Example(index, prompt, self._options, (self._class(row),), suffix, null_prompt=self._null_prompt)
+        return Example(index, prompt, self._options, (self._class(row),), suffix, null_prompt=self.null_text)
 
     def _class(self, row: Row) -> int:
         if self._values is not None:
@@ -105,10 +105,11 @@ class SentenceClassification(Classification):
             prompt=prompt.replace("{text}", column), words=words, unaligned=column,
             null_prompt=prompt.replace("{text}", "").strip(" "), **shared,
         )  # fmt: skip
-        self._given, self._text = prompt, text
+        self._given = prompt
 
     def problems(self) -> list[str]:
-        if self._templates["prompt"].problem or self._templates["prompt"].columns != [self._text]:
+        given = Template(self._given)
+        if given.problem or given.columns != ["text"] or "{text}" not in self._given:
             found = [f"task.prompt={self._given}: must hold {{text}} once, and no other braces"]
             return found + [problem for problem in super().problems() if not problem.startswith("task.prompt=")]
         return super().problems()

@@ -29,8 +29,8 @@ class Record(HubTask):
     query with an entity of the passage put in. Every answer counts as right. Calibrates with the list's dash."""
 
     def shown(self, index: int, row: Row) -> Example:
-        passage = columns.filled(row, "passage").replace("@highlight\n", "- ")
-        query = columns.filled(row, "query")
+        passage = columns.text(row, "passage").strip(" ").replace("@highlight\n", "- ")
+        query = columns.text(row, "query").rstrip(" ")
         if PLACEHOLDER not in query:
             raise DataError(f"query {query!r} has no {PLACEHOLDER}")
         entities, answers = columns.texts(row, "entities"), columns.texts(row, "answers")

@@ -12,9 +12,8 @@ CONJUNCTIONS = {"effect": "so", "cause": "because"}
 
 
 class Copa(HubTask):
-    """COPA (Roemmele et al. 2011), shown as in MeZO: the premise without its final period, "so" or "because", a choice.
-
-    The first word of a choice is lower-cased unless it is "I". Calibrates with the conjunction alone.
+    """COPA (Roemmele et al. 2011), shown as in MeZO: the premise without its final period, then "so" or "because"; what
+    is scored is a choice, its first word lower-cased unless it is "I". Calibrates with the conjunction alone.
 
     Args:
         alignment: false joins premise and choice by a space alone, and calibrates with nothing.

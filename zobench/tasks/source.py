@@ -10,6 +10,7 @@ from typing import Any
 
 from zobench.tasks.base import DataError, Row, Source
 
+REASON = 200  # characters of what a library says went wrong
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -68,13 +69,26 @@ def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Sourc
         name = None if config == "default" else config
         loaded: Any = datasets.load_dataset(repo, name, split=split, revision=sha)
     except Exception as error:  # the hub's client raises a dozen kinds; all mean that the data cannot be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{where}: cannot be loaded ({reason}); go online, or point data.root at a local mirror"
+            f"{where}: cannot be loaded ({_reason(error)}); go online, or point data.root at a local mirror"
         ) from error
     if len(loaded) == 0:
         raise DataError(f"{where}: no rows")
-    return Source(list(loaded), {"hub": repo, "config": config, "split": split, "revision": sha})
+    rows: list[Row] = []
+    try:
+        rows.extend(loaded)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}, row {len(rows)}: not UTF-8 ({error})") from error
+    return Source(rows, {"hub": repo, "config": config, "split": split, "revision": sha})
+
+
+def _reason(error: BaseException) -> str:
+    """What an error and the one at its root say, in one line."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    said = [" ".join(str(e).split())[:REASON] or type(e).__name__ for e in (error, root)]
+    return ": ".join(dict.fromkeys(said))
 
 
 def _endpoint() -> str:

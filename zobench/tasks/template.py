@@ -15,6 +15,7 @@ TRANSFORMS: dict[str, Callable[[str], str]] = {
     "lower_first": lambda found: found[:1].lower() + found[1:],
     "upper_first": lambda found: found[:1].upper() + found[1:],
     "drop_last": lambda found: found[:-1],
+    "question_mark": lambda found: found if found.endswith("?") else f"{found}?",
 }
 
 
