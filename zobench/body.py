@@ -44,7 +44,6 @@ class Body:
         self._virtual = virtual_of(model)
         self._masked = is_masked(base)
         self._positions = positions_of(self.module) if self._masked else None
-        self._unpads = "flash" in str(getattr(base.config, "_attn_implementation", "")) if self._masked else False
 
     def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(R, T, d) hidden states, in the model's dtype, of ids (R, T) int64, of which row r has lengths[r] and
@@ -65,11 +64,12 @@ class Body:
         n, n_output = (0, 0) if self._virtual is None else (self._virtual.n, self._virtual.n_output)
         places = torch.arange(n + width, device=lengths.device)
         seen = places < n + lengths[:, None]
-        if not self._unpads:  # one that holds for keys before the row, too, and that no one has to look into
+        if n > n_output:  # one that holds for keys before the row, too
             dtype = next(self.module.parameters()).dtype
-            seen = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-            seen = seen[:, None, None]
-        found = {"attention_mask": seen}
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+            found = {"attention_mask": added[:, None, None]}
+        else:
+            found = {"attention_mask": seen.long()}
         if self._positions is not None:
             first = int(self._positions.padding_idx or 0) + 1
             numbers = (first + places).clamp(max=self._positions.num_embeddings - 1)  # padding may go beyond the table
