@@ -103,12 +103,7 @@ class RunSpec:
             *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
             *self.scheme.misfits(self),
         ]  # fmt: skip
-        if self.task.masked != self.model.masked:
-            kinds = {True: "masked", False: "causal"}
-            found.append(
-                f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
-                f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
-            )
+        found += self.unpaired()
         if self.model.device_map is not None and self.device.type != "cuda":
             found.append(f"model.device_map={self.model.device_map}: lays a model over GPUs, and device={self.device}")
         if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
@@ -138,6 +133,16 @@ class RunSpec:
                 "use bf16, bf16_master or fp32 with a first-order optimizer"
             )
         return found
+
+    def unpaired(self) -> list[str]:
+        """Why the model cannot be shown the task."""
+        if self.task.masked == self.model.masked:
+            return []
+        kinds = {True: "masked", False: "causal"}
+        return [
+            f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
+            f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
+        ]
 
     @property
     def run_id(self) -> str:
