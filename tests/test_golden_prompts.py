@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from runners.compose import spec_of, task_of
+from runners.compose import CONF, spec_of, task_of
 from zobench.tasks.base import Example, Task
 
 TASKS = sorted(path.stem for path in (CONF / "task").glob("[!_]*.yaml"))
