@@ -448,7 +448,7 @@ def test_what_is_refused(changes: str, lines: list[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ("loss=f1", "loss=f1: has no gradient; use a zeroth-order optimizer, or loss=cross_entropy"),
+        ("loss=f1", "loss=f1: has no gradient; use a zeroth-order optimizer, or loss=cross_entropy or teacher_forcing"),
         ("precision.name=bf16_sr precision.dtype=bfloat16 precision.rounding=stochastic",
          "precision=bf16_sr: torch optimizers do not round stochastically; use bf16 or bf16_master with a first-order "
          "optimizer"),

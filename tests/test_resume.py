@@ -22,9 +22,10 @@ import torch
 from conftest import ADAMW, COURSES, TINY, ZO, FailOnce, Lab, Ran, same
 
 from runners import execute as execution
-from zobench import resume, train
+from zobench import resume
 from zobench.objective import TaskObjective
 from zobench.record import RecordError
+from zobench.run import Bench
 from zobench.state import SUFFIX, StateFile, Torn
 
 KILLED = """
@@ -91,7 +92,7 @@ def test_a_run_broken_off_anywhere_ends_as_if_it_had_not_been(lab: Lab, fail_onc
     second = lab.stopped(*course)
     assert second.end["n_step"] == 6
 
-    fail_once(train, "evaluate", 1, stop)
+    fail_once(Bench, "evaluate", 1, stop)
     third = lab.stopped(*course)
     assert third.end["n_step"] == 8
     assert set(third.evals("dev")) == {0, 4}
@@ -113,7 +114,7 @@ def _assert_same_course(whole: Ran, resumed: Ran) -> None:
 @pytest.mark.parametrize("call", [1, 2], ids=["dev", "test"])
 def test_a_run_broken_off_in_its_first_evaluations(lab: Lab, fail_once: FailOnce, call: int) -> None:
     whole = lab.run(*ZO, out="whole")
-    fail_once(train, "evaluate", call, KeyboardInterrupt())
+    fail_once(Bench, "evaluate", call, KeyboardInterrupt())
     assert lab.stopped(*ZO).end["n_step"] == 0
     last = lab.run(*ZO)
     _assert_same_course(whole, last)
@@ -274,7 +275,7 @@ def test_a_first_order_run_broken_off_anywhere_ends_as_if_it_had_not_been(
     fail_once(TaskObjective, "backward", 3, stop)  # of step 6, half made: only what was there at step 4 is whole
     assert lab.stopped(*course).end["n_step"] == 5
 
-    fail_once(train, "evaluate", 1, stop)
+    fail_once(Bench, "evaluate", 1, stop)
     assert lab.stopped(*course).end["n_step"] == 8
 
     fail_once(execution.Live, "step", 3, Killed())

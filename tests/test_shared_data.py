@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from runners.compose import CONF, spec_of
-from zobench.run import RunSpec
+from runners.compose import CONF, task_of
 from zobench.tasks import source
-from zobench.tasks.base import Example, Split
+from zobench.tasks.base import Example, Split, Task
 from zobench.tasks.encoding import encode
 from zobench.tasks.splits import examples
 
@@ -36,25 +35,25 @@ def _read_once() -> Any:
 
 
 @functools.cache
-def _spec(name: str) -> RunSpec:
-    return spec_of([f"task={name}", f"data.root={DATA}"])
+def _task(name: str) -> Task:
+    return task_of([f"task={name}", f"data.root={DATA}"])
 
 
 @functools.cache
 def _drawn(name: str) -> dict[Split, list[Example]]:
-    return examples(_spec(name).task)[0]
+    return examples(_task(name))[0]
 
 
 def _spaced(name: str, split: str, n: int) -> list[Example]:
     """About n examples of a source split, evenly spaced."""
-    task = _spec(name).task
+    task = _task(name)
     rows = task.source(split).rows
     return [task.example(i, rows[i]) for i in range(0, len(rows), -(-len(rows) // n)) if task.usable(rows[i])]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_real_rows_make_examples(name: str) -> None:
-    task = _spec(name).task
+    task = _task(name)
     for split in dict.fromkeys(task.source_splits.values()):
         shown = _spaced(name, split, MANY)
         assert len(shown) > 15
@@ -79,7 +78,7 @@ def test_real_rows_make_examples(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_train_dev_and_test_share_no_row(name: str) -> None:
-    task, found = _spec(name).task, _drawn(name)
+    task, found = _task(name), _drawn(name)
     rows = {split: {example.row for example in drawn} for split, drawn in found.items()}
     assert all(len(rows[split]) == len(drawn) for split, drawn in found.items())
     by_source: Counter[tuple[str, int]] = Counter()
@@ -106,15 +105,15 @@ def test_splits_have_the_protocols_sizes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sst2_mask", "sst5_mask", "snli_mask", "mnli_mask", "rte_mask", "trec_mask"])
 def test_512_of_each_class_can_be_drawn(name: str) -> None:
-    spec = spec_of([f"task={name}", f"data.root={DATA}", "task.k_shot=512", "task.data_seed=42", "task.n_test=10"])
-    n = Counter(example.label[0] for example in examples(spec.task)[0]["train"])
+    task = task_of([f"task={name}", f"data.root={DATA}", "task.k_shot=512", "task.data_seed=42", "task.n_test=10"])
+    n = Counter(example.label[0] for example in examples(task)[0]["train"])
     abbreviations = {0: 65}  # of 86, a quarter of which is kept for dev
-    assert n == {**dict.fromkeys(range(len(spec.task.classes)), 512), **(abbreviations if name == "trec_mask" else {})}
+    assert n == {**dict.fromkeys(range(len(task.classes)), 512), **(abbreviations if name == "trec_mask" else {})}
 
 
 def test_the_labels_mean_what_the_words_say() -> None:
     """By what the sources say besides: TREC's fine labels begin with the coarse one's name, SST-5's have a text."""
-    trec, sst5 = _spec("trec").task, _spec("sst5").task
+    trec, sst5 = _task("trec"), _task("sst5")
     names = {"ABBR": 0, "ENTY": 1, "DESC": 2, "HUM": 3, "LOC": 4, "NUM": 5}
     rows = trec.source("test").rows
     assert all(trec.example(i, row).label == (names[row["fine_label"].split(":")[0]],) for i, row in enumerate(rows))
@@ -135,7 +134,7 @@ def _tokenizer(model: str) -> Any:
 @pytest.mark.parametrize("name", [name for name in TASKS if not name.endswith("_mask")])
 def test_option_tokens_recover_the_options_text(name: str, model: str) -> None:
     tokenizer = _tokenizer(model)
-    shown = _spaced(name, _spec(name).task.source_splits["test"], 12)
+    shown = _spaced(name, _task(name).source_splits["test"], 12)
     for example, encoded in zip(shown, encode(tokenizer, shown, 10_000), strict=True):
         assert [tokenizer.decode(ids) for ids in encoded.option_ids] == list(example.options)
         assert encoded.prompt_ids[0] == tokenizer.bos_token_id
@@ -146,7 +145,7 @@ def test_option_tokens_recover_the_options_text(name: str, model: str) -> None:
 @pytest.mark.parametrize("name", [name for name in TASKS if name.endswith("_mask")])
 def test_the_words_for_a_mask_are_tokens_that_begin_a_word(name: str) -> None:
     tokenizer = _tokenizer("roberta-lab")
-    (example,) = _spaced(name, _spec(name).task.source_splits["test"], 1)
+    (example,) = _spaced(name, _task(name).source_splits["test"], 1)
     for option in example.options:
         ids = tokenizer(option, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids) == option

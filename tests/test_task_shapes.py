@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runners.compose import spec_of
+from runners.compose import compose, spec_of, task_of
 from zobench.config import ConfigError
 from zobench.run import build
 from zobench.tasks.base import DataError, Example, Row, Source, Task
@@ -17,7 +17,7 @@ from zobench.tasks.splits import examples
 
 
 def _task(name: str, *overrides: str) -> Task:
-    return spec_of([f"task={name}", *overrides]).task
+    return task_of([f"task={name}", *overrides])
 
 
 def _problems(*overrides: str) -> list[str]:
@@ -67,7 +67,7 @@ GSM = {"question": "Q", "answer": "1 + 1 = 2\n#### 2"}
 )
 def test_a_broken_row_is_named(name: str, row: Row, reason: str) -> None:
     task = _task(name)
-    config = spec_of([f"task={name}"]).config["task"]
+    config = (compose([f"task={name}"])[0] or {})["task"]
     with pytest.raises(DataError) as caught:
         task.example(12, row)
     assert str(caught.value) == f"{config['repo']}/{config['config']}, row 12: {reason}"
@@ -109,9 +109,12 @@ FEW = ("task.n_train=null", "task.n_dev=null")
         (("task=squad", "+task.k_shot=16", *FEW),
          ["task.k_shot=16: squad has no classes (a generation task); use task.n_train"]),
         (("task=gsm8k", "task.loss=cross_entropy"),
-         ["task.loss=cross_entropy: gsm8k has one text to learn; use teacher_forcing"]),
+         ["task.loss=cross_entropy: gsm8k has one text to learn; use teacher_forcing",
+          "loss=cross_entropy: compares options, and task=gsm8k generates text; use loss=teacher_forcing or f1"]),
         (("task=rte", "task.loss=teacher_forcin"),
-         ["task.loss=teacher_forcin: must be one of cross_entropy, teacher_forcing (did you mean teacher_forcing?)"]),
+         ["loss=teacher_forcin: must be one of accuracy, cross_entropy, f1, teacher_forcing (did you mean "
+          "teacher_forcing?)",
+          "task.loss=teacher_forcin: must be one of cross_entropy, teacher_forcing (did you mean teacher_forcing?)"]),
         (("task=cb", "+task.alignment=false"), ["task.alignment=false: cb has no template without task alignment"]),
         (("task=rte", "task.words=[Yes, true]"),
          ["task.words[1]=True: must be a text; in yaml, Yes and No need quotes"]),
