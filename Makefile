@@ -7,10 +7,10 @@ RECORDS ?= results
 CHECKED := build/check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check tables methods clean
+.PHONY: help setup demo test lint types check tables leaderboard methods clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## virtual environment with the pinned packages
 
@@ -54,6 +54,9 @@ check: lint types test ## all that CI checks: lint, types, tests, and the demo's
 
 tables: setup ## regenerate tables and plots of every suite from its records
 	@$(PY) -m analysis.build --records $(RECORDS)
+
+leaderboard: setup ## regenerate results/leaderboard from the records of every suite
+	@$(PY) -m analysis.leaderboard --records $(RECORDS) --out $(RECORDS)/leaderboard
 
 methods: setup ## regenerate docs/methods.md from docstrings and yamls
 	@$(PY) -m runners.methods
