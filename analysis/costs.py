@@ -82,7 +82,7 @@ def _at_equal(courses: Courses, axis: str, more: tuple[str, ...], empty: Table, 
     spent = "forwards" if axis == "forwards" else "seconds"
     sections, data = [], []
     for key, choices in courses.panels(*more):
-        totals = [rows[-1][axis] for c in choices for i in c.run_ids if (rows := courses.dev[i])]
+        totals = [seen[-1][axis] for c in choices for i in c.run_ids if (seen := courses.dev[i])]
         least = _rounded_up(min((t for t in totals if math.isfinite(t)), default=0.0))
         if least <= 0:
             continue
@@ -148,9 +148,9 @@ def time_to_target(courses: Courses, suite: str) -> Table:
     sections, data = [], []
     for key, choices in courses.panels("hardware"):
         starts = [
-            rows[0]["score"] for c in choices for i in c.run_ids if (rows := courses.dev[i]) and not rows[0]["step"]
+            seen[0]["score"] for c in choices for i in c.run_ids if (seen := courses.dev[i]) and not seen[0]["step"]
         ]
-        ends = [found for c in choices if (found := courses.best_within(c, "forwards", math.inf))]
+        ends = [best for c in choices if (best := courses.best_within(c, "forwards", math.inf))]
         if not starts or not ends:
             continue
         start, top = fmean(starts), max(map(fmean, ends))

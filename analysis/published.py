@@ -64,7 +64,7 @@ def compare(runs: pd.DataFrame, choices: Iterable[Choice], published: list[dict[
             if (row["model"], row["task"]) != (model, task):
                 continue
             key = (row["method"], task, model, row["scheme"], row["metric"])
-            found = [each for each in ours.get(key, []) if _same_amount(row["n_train"], each)]
+            found: list[Ours | None] = [each for each in ours.get(key, []) if _same_amount(row["n_train"], each)]
             for mine in found or [None]:
                 difference = f"{mine.value - float(row['value']):+.1f}" if mine and row["value"] else ""
                 said = f"{row['value']} ± {row['std']}" if row["std"] else row["value"]
