@@ -4,10 +4,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 JOBS ?= 2
 RECORDS ?= results
+N ?= 10000
 CHECKED := build/check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check tables leaderboard methods clean
+.PHONY: help setup demo test lint types check tables leaderboard methods bench-analysis browser-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +61,13 @@ leaderboard: setup ## regenerate results/leaderboard from the records of every s
 
 methods: setup ## regenerate docs/methods.md from docstrings and yamls
 	@$(PY) -m runners.methods
+
+bench-analysis: setup ## seconds and memory of 10,000 synthetic records (N=...)
+	@PYTHONPATH=tests $(PY) tests/bench_analysis.py --n $(N)
+
+browser-test: setup ## the leaderboard page in a real browser; needs Chromium and its driver
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@$(PY) -m pytest tests/test_browser.py -rs
 
 clean: ## remove the environment and what checks wrote
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

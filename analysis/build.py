@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from analysis import costs, plan, plots, published, render, tables
 from analysis.load import Records, load
-from analysis.select import choose, rows_of
+from analysis.select import Choice, choose, rows_of
 
 
 def find(records: Path) -> list[Path]:
@@ -25,16 +23,18 @@ def find(records: Path) -> list[Path]:
 def build(records: Records, out: Path, planned: plan.Plan | None) -> tuple[str, list[Path]]:
     """Writes everything for the one suite in ``records`` below ``out``; returns its accuracy table, and the files."""
     choices = choose(records.runs)
+    accuracy, written = write_tables(records, choices, out, planned)
+    return accuracy, [*written, *write_figures(records, choices, out)]
+
+
+def write_tables(
+    records: Records, choices: list[Choice], out: Path, planned: plan.Plan | None
+) -> tuple[str, list[Path]]:
+    """The accuracy table, and the files written: each table as markdown, CSV and LaTeX."""
     missing, commands = planned.missing(choices) if planned else ([], [])
     courses = costs.Courses(records, choices)
-    written: list[Path] = []
-
-    def write(path: Path, text: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-        written.append(path)
-
     accuracy = tables.accuracy(records.runs, choices, fill_grid=planned is None)
+    written = []
     for name, table in {
         "accuracy": accuracy,
         "memory": tables.memory(records.runs),
@@ -46,29 +46,40 @@ def build(records: Records, out: Path, planned: plan.Plan | None) -> tuple[str, 
         "published": published.compare(records.runs, choices, published.read(), out.name),
     }.items():
         full = replace(table, missing=tuple(missing), commands=tuple(commands))
-        write(out / "tables" / f"{name}.md", render.markdown(full))
-        write(out / "tables" / f"{name}.csv", render.csv_text(full.columns, full.data))
-        write(out / "tables" / f"{name}.tex", render.latex(full))
+        stem = out / "tables" / name
+        written += [
+            _write(stem.with_suffix(".md"), render.markdown(full)),
+            _write(stem.with_suffix(".csv"), render.csv_text(full.columns, full.data)),
+            _write(stem.with_suffix(".tex"), render.latex(full)),
+        ]
+    return render.markdown(accuracy), written
 
+
+def write_figures(records: Records, choices: list[Choice], out: Path) -> list[Path]:
+    """The files written: each figure as PNG and SVG, and the numbers behind it as CSV."""
     curves = plots.curves(records, choices)
+    written = []
     for axis in plots.AXES:
         stem = out / "figures" / f"accuracy_vs_{axis}"
         others = [name for name in plots.AXES if name != axis and name in curves]
         shown = plots.points(records, choices) if axis == "memory" else curves.drop(columns=others)
-        write(stem.with_suffix(".csv"), _csv(shown))
+        numbers = shown.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+        written.append(_write(stem.with_suffix(".csv"), numbers))
         plots.save(plots.draw(shown, axis, out.name), stem)
         written += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    return render.markdown(accuracy), written
+    return written
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
 
 
 def _plans(records: Records) -> dict[str, plan.Plan]:
     """The plan of each suite that has one, beside its records."""
     folders = {(str(run["suite"]), Path(run["path"]).parent) for run in rows_of(records.runs[["suite", "path"]])}
     return {suite: found for suite, folder in sorted(folders) if (found := plan.read(folder / plan.NAME))}
-
-
-def _csv(shown: pd.DataFrame) -> str:
-    return shown.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

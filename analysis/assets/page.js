@@ -99,9 +99,11 @@ function plots() {
   plot($("memory-plot"), "memory", "peak memory, GiB");
   plot($("forwards-plot"), "forwards", "forward passes");
 }
-let waiting;
-new ResizeObserver(() => { clearTimeout(waiting); waiting = setTimeout(plots, 120); }).observe($("plots"));
-$("filters").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(apply, 120); });
+let waiting, resizing;
+new ResizeObserver(() => { clearTimeout(resizing); resizing = setTimeout(plots, 120); }).observe($("plots"));
+for (const name of ["input", "change"]) { // what drives a browser for somebody may send one of them alone
+  $("filters").addEventListener(name, () => { clearTimeout(waiting); waiting = setTimeout(apply, 120); });
+}
 $("filters").addEventListener("reset", () => { clearTimeout(waiting); waiting = setTimeout(apply, 0); });
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 
@@ -147,8 +149,9 @@ function plot(svg, field, label) {
   const { x, y } = frame(svg, points.map((e) => e[field]), points.map((e) => e.score), label, width);
   const dots = document.createDocumentFragment();
   for (const e of points) {
-    const dot = draw("circle", { class: "dot", cx: x(e[field]).toFixed(1), cy: y(e.score).toFixed(1), r: points.length > 500 ? 3 : 5,
-      "data-id": e.id });
+    const crowded = points.length > 500;
+    const dot = draw("circle", { class: crowded ? "dot crowd" : "dot", cx: x(e[field]).toFixed(1), cy: y(e.score).toFixed(1),
+      r: crowded ? 2.5 : 5, "data-id": e.id });
     dot.style.fill = colour(e);
     dots.append(dot);
   }
@@ -188,7 +191,7 @@ function open(e) {
   $("entry-title").textContent = `${e.optimizer} · ${e.scheme} · ${e.task} · ${e.model}`;
   const facts = make("dl");
   const fact = (name, value) => { const pair = make("div"); pair.append(make("dt", name), make("dd", value)); facts.append(pair); };
-  fact(`test ${e.metric}, %`, `${score(e)} (${e.seeds} seeds${e.lost ? `, ${e.lost} lost` : ""})`);
+  fact(`test ${e.metric}, %`, `${score(e)} (${e.seeds} ${e.seeds === 1 ? "seed" : "seeds"}${e.lost ? `, ${e.lost} lost` : ""})`);
   fact("dev, %", number(e.dev, 1));
   fact("before training, %", number(e.start, 1));
   fact("budget", e.budget);
