@@ -30,8 +30,8 @@ demo: setup ## a small sweep on the CPU, its tables and plot (minutes, no downlo
 	@echo
 	@echo "records     results/demo/*.jsonl, one a run; the trajectory beside it rebuilds the tuned weights:"
 	@echo "              $(PY) -m runners.replay $$(ls results/demo/zo_sgd-toy-tiny-full-*-s1-*.jsonl | head -n 1)"
-	@echo "tables      results/demo/tables/accuracy.md, memory.md, throughput.md (and .csv, .tex)"
-	@echo "plot        results/demo/figures/accuracy_vs_forwards.png"
+	@echo "tables      results/demo/tables/: accuracy, memory, throughput, equal_forwards ... (.md, .csv, .tex)"
+	@echo "plots       results/demo/figures/accuracy_vs_forwards.png, _seconds.png, _memory.png"
 	@echo "what the model sees"
 	@echo "              $(PY) -m runners.show task=toy split=validation rows=0:3 model=tiny"
 	@echo "try next    $(PY) -m runners.train model=tiny task=toy optimizer=zo_sgd optimizer.lr=1e-4 optimizer.q=4"
@@ -51,6 +51,7 @@ check: lint types test ## all that CI checks: lint, types, tests, and the demo's
 	@rm -rf $(CHECKED)
 	@$(PY) -m runners.sweep suite=demo jobs=$(JOBS) out=$(CHECKED) budget.amount=60 budget.n_eval=1 task.n_dev=50 task.n_test=50
 	@$(PY) -m analysis.build --records $(CHECKED) --out $(dir $(CHECKED))
+	@$(PY) -m analysis.leaderboard --records $(CHECKED) --out $(CHECKED)/leaderboard
 	@$(PY) -m runners.replay $$(ls $(CHECKED)/zo_sgd-toy-tiny-full-*-s1-*.jsonl)
 
 tables: setup ## regenerate tables and plots of every suite from its records
