@@ -4,13 +4,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 JOBS ?= 2
 RECORDS ?= results
+N ?= 10000
 CHECKED := build/check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check tables methods tasks clean
+.PHONY: help setup demo test lint types check tables leaderboard methods tasks bench-analysis browser-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## virtual environment with the pinned packages
 
@@ -29,8 +30,8 @@ demo: setup ## a small sweep on the CPU, its tables and plot (minutes, no downlo
 	@echo
 	@echo "records     results/demo/*.jsonl, one a run; the trajectory beside it rebuilds the tuned weights:"
 	@echo "              $(PY) -m runners.replay $$(ls results/demo/zo_sgd-toy-tiny-full-*-s1-*.jsonl | head -n 1)"
-	@echo "tables      results/demo/tables/accuracy.md, memory.md, throughput.md (and .csv, .tex)"
-	@echo "plot        results/demo/figures/accuracy_vs_forwards.png"
+	@echo "tables      results/demo/tables/: accuracy, memory, throughput, equal_forwards ... (.md, .csv, .tex)"
+	@echo "plots       results/demo/figures/accuracy_vs_forwards.png, _seconds.png, _memory.png"
 	@echo "what the model sees"
 	@echo "              $(PY) -m runners.show task=toy split=validation rows=0:3 model=tiny"
 	@echo "try next    $(PY) -m runners.train model=tiny task=toy optimizer=zo_sgd optimizer.lr=1e-4 optimizer.q=4"
@@ -50,16 +51,27 @@ check: lint types test ## all that CI checks: lint, types, tests, and the demo's
 	@rm -rf $(CHECKED)
 	@$(PY) -m runners.sweep suite=demo jobs=$(JOBS) out=$(CHECKED) budget.amount=60 budget.n_eval=1 task.n_dev=50 task.n_test=50
 	@$(PY) -m analysis.build --records $(CHECKED) --out $(dir $(CHECKED))
+	@$(PY) -m analysis.leaderboard --records $(CHECKED) --out $(CHECKED)/leaderboard
 	@$(PY) -m runners.replay $$(ls $(CHECKED)/zo_sgd-toy-tiny-full-*-s1-*.jsonl)
 
 tables: setup ## regenerate tables and plots of every suite from its records
 	@$(PY) -m analysis.build --records $(RECORDS)
+
+leaderboard: setup ## regenerate results/leaderboard from the records of every suite
+	@$(PY) -m analysis.leaderboard --records $(RECORDS) --out $(RECORDS)/leaderboard
 
 methods: setup ## regenerate docs/methods.md from docstrings and yamls
 	@$(PY) -m runners.methods
 
 tasks: setup ## regenerate docs/tasks.md from yamls
 	@$(PY) -m runners.tasks_page
+
+bench-analysis: setup ## seconds and memory of 10,000 synthetic records (N=...)
+	@PYTHONPATH=tests $(PY) tests/bench_analysis.py --n $(N)
+
+browser-test: setup ## the leaderboard page in a real browser; needs Chromium and its driver
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@$(PY) -m pytest tests/test_browser.py -rs
 
 clean: ## remove the environment and what checks wrote
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

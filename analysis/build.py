@@ -1,19 +1,18 @@
 """Turns records into tables and figures.   python -m analysis.build [--records results] [--out results]
 
-For each suite found: ``<out>/<suite>/tables/{accuracy,memory,throughput}.{md,csv,tex}`` and
-``<out>/<suite>/figures/accuracy_vs_forwards.{png,svg,csv}``. The same records give the same bytes.
+For each suite found: ``<out>/<suite>/tables/*.{md,csv,tex}`` (see ``build``) and ``<out>/<suite>/figures/*.{png,svg}``
+with the csv behind each. The same records give the same bytes.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
-from analysis import plots, render, tables
+from analysis import costs, plan, plots, published, render, tables
 from analysis.load import Records, load
-from analysis.select import choose
+from analysis.select import Choice, choose, rows_of
 
 
 def find(records: Path) -> list[Path]:
@@ -21,36 +20,66 @@ def find(records: Path) -> list[Path]:
     return sorted([*records.glob("*.jsonl"), *records.glob("*/*.jsonl")])
 
 
-def build(records: Records, out: Path) -> tuple[str, list[Path]]:
+def build(records: Records, out: Path, planned: plan.Plan | None) -> tuple[str, list[Path]]:
     """Writes everything for the one suite in ``records`` below ``out``; returns its accuracy table, and the files."""
     choices = choose(records.runs)
-    accuracy = tables.accuracy(records.runs, choices)
-    written: list[Path] = []
+    accuracy, written = write_tables(records, choices, out, planned)
+    return accuracy, [*written, *write_figures(records, choices, out)]
 
-    def write(path: Path, text: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-        written.append(path)
 
+def write_tables(
+    records: Records, choices: list[Choice], out: Path, planned: plan.Plan | None
+) -> tuple[str, list[Path]]:
+    """The accuracy table, and the files written: each table as markdown, CSV and LaTeX."""
+    missing, commands = planned.missing(choices) if planned else ([], [])
+    courses = costs.Courses(records, choices)
+    accuracy = tables.accuracy(records.runs, choices, fill_grid=planned is None)
+    written = []
     for name, table in {
         "accuracy": accuracy,
         "memory": tables.memory(records.runs),
         "throughput": tables.throughput(records.runs),
+        "equal_forwards": costs.at_equal_forwards(courses, out.name),
+        "equal_seconds": costs.at_equal_seconds(courses, out.name),
+        "equal_memory": costs.at_equal_memory(courses, out.name),
+        "time_to_target": costs.time_to_target(courses, out.name),
+        "published": published.compare(records.runs, choices, published.read(), out.name),
     }.items():
-        write(out / "tables" / f"{name}.md", render.markdown(table))
-        write(out / "tables" / f"{name}.csv", render.csv_text(table.columns, table.data))
-        write(out / "tables" / f"{name}.tex", render.latex(table))
-
-    curves = plots.curves(records, choices)
-    stem = out / "figures" / "accuracy_vs_forwards"
-    write(stem.with_suffix(".csv"), _curves_csv(curves))
-    plots.save(plots.draw(curves, out.name), stem)
-    written += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+        full = replace(table, missing=tuple(missing), commands=tuple(commands))
+        stem = out / "tables" / name
+        written += [
+            _write(stem.with_suffix(".md"), render.markdown(full)),
+            _write(stem.with_suffix(".csv"), render.csv_text(full.columns, full.data)),
+            _write(stem.with_suffix(".tex"), render.latex(full)),
+        ]
     return render.markdown(accuracy), written
 
 
-def _curves_csv(curves: pd.DataFrame) -> str:
-    return curves.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+def write_figures(records: Records, choices: list[Choice], out: Path) -> list[Path]:
+    """The files written: each figure as PNG and SVG, and the numbers behind it as CSV."""
+    curves = plots.curves(records, choices)
+    written = []
+    for axis in plots.AXES:
+        stem = out / "figures" / f"accuracy_vs_{axis}"
+        others = [name for name in plots.AXES if name != axis and name in curves]
+        shown = plots.points(records, choices) if axis == "memory" else curves.drop(columns=others)
+        numbers = shown.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+        written.append(_write(stem.with_suffix(".csv"), numbers))
+        plots.save(plots.draw(shown, axis, out.name), stem)
+        written += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    return written
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def _plans(records: Records) -> dict[str, plan.Plan]:
+    """The plan of each suite that has one, beside its records."""
+    folders = {(str(run["suite"]), Path(run["path"]).parent) for run in rows_of(records.runs[["suite", "path"]])}
+    return {suite: found for suite, folder in sorted(folders) if (found := plan.read(folder / plan.NAME))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     records = load(find(args.records))
+    try:
+        plans = _plans(records)
+    except plan.PlanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for problem in records.problems:
         print(f"left out: {problem}", file=sys.stderr)
     if records.runs.empty:
@@ -71,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     for suite in sorted(records.runs["suite"].unique()):
-        table, written = build(records.of(suite), args.out / suite)
+        table, written = build(records.of(suite), args.out / suite, plans.get(suite))
         print(table)
         print("\n".join(f"wrote {path}" for path in written))
     return 0

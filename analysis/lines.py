@@ -13,26 +13,17 @@ LOST = ("diverged", "oom", "failed")  # tried and came to nothing: a result abou
 PENDING = ("preempted", "incomplete")  # no result yet; "incomplete": no end line, so running or broken off
 STATUSES = (COMPLETED, *LOST, "skipped", *PENDING)
 
-DESCRIPTIVE = (
-    "name",
-    "_target_",
-    "paper",
-    "search",
-    "notes",
-    "recommended",
-    "cost",
-)  # keys of a config group that change no number
+DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # keys of a config group that change no number
 
 # Settings of a run, beside those of its groups, that tuning may vary; and what they are where nothing is said.
 PLAIN = {"loss": "cross_entropy", "calibration": "none", "start": None}
 
 NAMES = ("run_id", "suite", "model", "task", "scheme", "optimizer", "precision", "schedule")
 COUNTS = ("n_forward", "n_backward", "n_jvp", "n_example", "n_token")
-STEP_NUMBERS = ("loss", "lr", "projected_grad", *COUNTS, "train_s")
 EVAL_NUMBERS = ("n_forward", "n_backward", "n_jvp", "train_s", "eval_s")
 END_NUMBERS = (
     *("chosen_step", "n_step", *COUNTS, "train_s", "eval_s", "rest_s", "first_step_s"),
-    *("peak_train_bytes", "peak_eval_bytes"),
+    *("peak_train_bytes", "peak_eval_bytes", "overhead"),
 )
 
 Row = dict[str, Any]
@@ -66,6 +57,9 @@ def run_line(row: Row) -> Row:
         "hardware": _hardware(hardware), "git_sha": git.get("sha"), "git_dirty": git.get("dirty"),
         "from_zero_shot": _from_zero_shot(config, optimizer),
         "started": row.get("started"), "point": json.dumps(point, sort_keys=True),
+        "config": _config(config), "command": text(row, "command") if "command" in row else "",
+        "n_train": _number(config["task"], "n_train") if isinstance(config.get("task"), dict) else math.nan,
+        "n_class": _n_class(config.get("task")),
         **numbers(params, ("n_trainable", "n_total")), **numbers(row, ("forwards_per_step",)),
         **{f"hp.{name}": value for name, value in _flat(optimizer).items()},
     }  # fmt: skip
@@ -75,11 +69,6 @@ def _from_zero_shot(config: Row, optimizer: Row) -> bool:
     """Whether the first evaluation is of the model as it is, with plain prompts and scores."""
     plain = all(config.get(name, PLAIN[name]) == PLAIN[name] for name in ("calibration", "start"))
     return plain and not optimizer.get("demonstrations")
-
-
-def step_line(row: Row) -> Row:
-    """One logged training step."""
-    return {"step": step_of(row), **numbers(row, STEP_NUMBERS), "forwards": _forwards(row)}
 
 
 def eval_line(row: Row, metric: str) -> Row:
@@ -169,11 +158,26 @@ def _hardware(hardware: Mapping[str, Any]) -> str:
     return text(hardware, "name") + cpus
 
 
+def _config(config: Mapping[str, Any]) -> str:
+    """What made the run, as JSON, without what only describes it."""
+    return json.dumps(_undescribed(config))
+
+
+def _undescribed(config: Mapping[str, Any]) -> Row:
+    kept = {name: value for name, value in config.items() if name not in DESCRIPTIVE}
+    return {name: _undescribed(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def _n_class(task: Any) -> float:
+    words = task.get("words") if isinstance(task, dict) else None
+    return len(words) if isinstance(words, list) else math.nan
+
+
 def _settings(group: Any) -> Row:
     """What a config group sets: all but descriptive keys and the seed, which tells repetitions apart, not trials."""
     if not isinstance(group, dict):
         return {}
-    return {name: value for name, value in group.items() if name not in (*DESCRIPTIVE, "seed")}
+    return {name: value for name, value in group.items() if name not in (*DESCRIPTIVE, "name", "_target_", "seed")}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Row:

@@ -2,6 +2,7 @@
 
 A torn last line is what an interrupted write leaves and is ignored. Any other line that cannot be understood makes its
 whole file suspect: the file is left out and named in ``Records.problems``, and all other files are read as usual.
+Step lines, nine tenths of a record, must be JSON and are passed over: no table is made of them.
 
 Units: ``*_s`` seconds, ``*_bytes`` bytes, ``n_*`` counts, scores fractions of 1, losses nats per example. ``forwards``
 is the cost axis of the suite, ``n_forward + 2 (n_backward + n_jvp)`` of training: a backward costs two forwards, and so
@@ -18,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import lines
+from analysis import lines, verification
 from analysis.lines import Row
 
 RUN_COLUMNS = (
@@ -27,9 +28,9 @@ RUN_COLUMNS = (
     *("status", "reason", "dev_score", "dev_loss", "test_score", "test_loss"),
     *("start_dev_score", "start_dev_loss", "start_test_score", "start_test_loss"),
     *("forwards", *lines.END_NUMBERS, "memory_kind"),
+    *("config", "command", "n_train", "n_class", "verified"),
 )
 EVAL_COLUMNS = ("suite", "run_id", "step", "split", "score", "loss", "forwards", *lines.EVAL_NUMBERS)
-STEP_COLUMNS = ("suite", "run_id", "step", "forwards", *lines.STEP_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,24 @@ class Records:
     """What a set of records says.
 
     runs: one row a run, ``RUN_COLUMNS`` and one ``hp.<name>`` a hyperparameter; what a run has not said is NaN or None.
-    evals: one row a (run, step, split), ``EVAL_COLUMNS``.   steps: one row a (run, logged step), ``STEP_COLUMNS``.
+    ``verified``: whether `runners.submit` has confirmed just this record and its trajectory.
+    evals: one row a (run, step, split), ``EVAL_COLUMNS``.
     """
 
     runs: pd.DataFrame
     evals: pd.DataFrame
-    steps: pd.DataFrame
     problems: list[Problem]
 
     def of(self, suite: str) -> "Records":
         """The part that belongs to one suite."""
-        runs, evals, steps = (frame[frame["suite"] == suite] for frame in (self.runs, self.evals, self.steps))
-        return Records(runs, evals, steps, self.problems)
+        runs, evals = (frame[frame["suite"] == suite] for frame in (self.runs, self.evals))
+        return Records(runs, evals, self.problems)
 
 
 def load(paths: Iterable[Path]) -> Records:
     """Reads these record files. The frames do not depend on the order of ``paths``."""
     runs: list[Row] = []
     evals: list[Row] = []
-    steps: list[Row] = []
     problems: list[Problem] = []
     seen: dict[tuple[str, str], Path] = {}
     for path in sorted(set(paths)):
@@ -82,15 +82,16 @@ def load(paths: Iterable[Path]) -> Records:
             problems.append(Problem(str(path), bad.line, bad.reason))
             continue
         name = {"suite": run["suite"], "run_id": run["run_id"]}
-        runs.append({**run, "path": str(path)})
+        verified, why_not = verification.holds(path)
+        if why_not:
+            problems.append(Problem(str(path), 0, f"counts as not verified: {why_not}"))
+        runs.append({**run, "path": str(path), "verified": verified})
         evals += [{**name, **row} for row in reader.evals.values()]
-        steps += [{**name, **row} for row in reader.steps.values()]
     hyperparameters = sorted({name for run in runs for name in run if name.startswith("hp.")})
     order = ["suite", "model", "task", "scheme", "optimizer", "precision", "budget", "point", "seed", "run_id"]
     return Records(
         runs=_frame(runs, (*RUN_COLUMNS, *hyperparameters), order),
         evals=_frame(evals, EVAL_COLUMNS, ["suite", "run_id", "split", "step"]),
-        steps=_frame(steps, STEP_COLUMNS, ["suite", "run_id", "step"]),
         problems=problems,
     )
 
@@ -111,7 +112,6 @@ class _Reader:
     def __init__(self) -> None:
         self.head: Row | None = None
         self.end: Row | None = None
-        self.steps: dict[int, Row] = {}
         self.evals: dict[tuple[int, str], Row] = {}
 
     def read(self, path: Path) -> None:
@@ -143,9 +143,6 @@ class _Reader:
             if kind != "run":
                 raise lines.LineError(f"the first line must be of kind 'run', not {short(kind)}")
             self.head = lines.run_line(row)
-        elif kind == "step":
-            step = lines.step_line(row)
-            self.steps[step["step"]] = step
         elif kind == "eval":
             evaluation = lines.eval_line(row, self.head["metric"])
             self.evals[evaluation["step"], evaluation["split"]] = evaluation
@@ -153,12 +150,11 @@ class _Reader:
             # The run went on from here: what it had written beyond this step is about to be written again, and an end
             # line before this one was not the end.
             last = lines.step_of(row)
-            self.steps = {step: kept for step, kept in self.steps.items() if step <= last}
             self.evals = {key: kept for key, kept in self.evals.items() if key[0] <= last}
             self.end = None
         elif kind == "end":
             self.end = lines.end_line(row, self.head["metric"])
-        # Any other kind is one that a later writer of this schema added: nothing here needs it.
+        # Any other kind is a step, or one that a later writer of this schema added: nothing here needs it.
 
     def run(self) -> Row:
         assert self.head is not None

@@ -1,7 +1,7 @@
-"""Dev accuracy against forward passes: the curves as plain numbers, and their picture as small multiples."""
+"""Accuracy against forward passes, seconds and memory: the plain numbers, and their pictures as small multiples."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,14 @@ from analysis.load import Records
 from analysis.select import Choice, Row, rows_of
 
 PANEL = ("model", "task", "scheme", "precision", "budget")
-CURVE_COLUMNS = (*PANEL, "optimizer", "split", "step", "forwards", "mean", "min", "max", "n_seed")
+CURVE_COLUMNS = (*PANEL, "optimizer", "split", "step", "forwards", "seconds", "mean", "min", "max", "n_seed")
+POINT_COLUMNS = (*PANEL, "optimizer", "split", "memory", "mean", "min", "max", "n_seed")
+AXES = {
+    "forwards": "forward passes of training",
+    "seconds": "seconds of training",
+    "memory": "peak memory of training, GiB",
+}
+GIB = 2**30
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without the yellow that white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -41,10 +48,10 @@ MARKER: dict[str, Any] = {"markersize": 6.5, "markeredgecolor": "white", "marker
 
 
 def curves(records: Records, choices: Iterable[Choice]) -> pd.DataFrame:
-    """What the figure shows, ``CURVE_COLUMNS``: of each chosen trial its dev curve and one test point.
+    """What the figures over time show, ``CURVE_COLUMNS``: of each chosen trial its dev curve and one test point.
 
     Dev rows: one an evaluated step that all seeds of the trial have, so that no mean changes its members on the way.
-    Test row: the reported score, at the mean of the steps and forwards at which the seeds' checkpoints were chosen.
+    Test row: the reported score, where the seeds' checkpoints were chosen (mean step, forwards and seconds).
     mean, min and max over seeds are fractions of 1.
     """
     rows: list[Row] = []
@@ -57,10 +64,10 @@ def curves(records: Records, choices: Iterable[Choice]) -> pd.DataFrame:
         dev = [seen.get(run_id, {}) for run_id in choice.run_ids]
         for step in sorted(set.intersection(*map(set, dev))) if dev else []:
             at = [evaluations[step] for evaluations in dev]
-            rows.append(named | _point("dev", [(row["step"], row["forwards"], row["score"]) for row in at]))
+            rows.append(named | _point("dev", [_at(row, row["score"]) for row in at]))
         chosen = [(runs[run_id], seen.get(run_id, {})) for run_id in choice.run_ids]
         tested = [
-            (run["chosen_step"], dev[run["chosen_step"]]["forwards"], run["test_score"])
+            _at(dev[run["chosen_step"]], run["test_score"])
             for run, dev in chosen
             if run["chosen_step"] in dev and math.isfinite(run["test_score"])
         ]
@@ -69,14 +76,36 @@ def curves(records: Records, choices: Iterable[Choice]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(CURVE_COLUMNS))
 
 
-def _point(split: str, at: list[tuple[float, float, float]]) -> Row:
-    steps, forwards, scores = zip(*at, strict=True)
-    where = {"split": split, "step": fmean(steps), "forwards": fmean(forwards)}
-    return {**where, "mean": fmean(scores), "min": min(scores), "max": max(scores), "n_seed": len(scores)}
+def points(records: Records, choices: Iterable[Choice]) -> pd.DataFrame:
+    """What the figure over memory shows, ``POINT_COLUMNS``: of each chosen trial its test score at its largest peak."""
+    rows: list[Row] = []
+    peaks = dict(zip(records.runs["run_id"], records.runs["peak_train_bytes"], strict=True))
+    for choice in choices:
+        peak = max((peaks[run_id] for run_id in choice.run_ids), default=math.nan)
+        scores = [score for _, score in choice.by_seed]
+        if scores and math.isfinite(peak):
+            named = {name: getattr(choice, name) for name in (*PANEL, "optimizer")}
+            rows.append({**named, "split": "test", "memory": peak / GIB, **_range(scores)})
+    return pd.DataFrame(rows, columns=list(POINT_COLUMNS))
 
 
-def draw(shown: pd.DataFrame, title: str) -> Figure:
-    """The picture of ``curves``: one panel a (model, task, scheme), further split where precision or budget differ."""
+def _at(row: Row, score: float) -> tuple[float, float, float, float]:
+    return row["step"], row["forwards"], row["train_s"], score
+
+
+def _point(split: str, at: list[tuple[float, float, float, float]]) -> Row:
+    steps, forwards, seconds, scores = zip(*at, strict=True)
+    where = {"split": split, "step": fmean(steps), "forwards": fmean(forwards), "seconds": fmean(seconds)}
+    return {**where, **_range(scores)}
+
+
+def _range(scores: Sequence[float]) -> Row:
+    return {"mean": fmean(scores), "min": min(scores), "max": max(scores), "n_seed": len(scores)}
+
+
+def draw(shown: pd.DataFrame, axis: str, title: str) -> Figure:
+    """The picture of ``curves`` or ``points`` over one of ``AXES``: one panel a (model, task, scheme), further split
+    where precision or budget differ."""
     with style.context(["default", STYLE]):
         panels = [(key, panel) for key, panel in shown.groupby(list(PANEL), sort=True) if isinstance(key, tuple)]
         n_column = min(3, max(1, len(panels)))
@@ -95,38 +124,42 @@ def draw(shown: pd.DataFrame, title: str) -> Figure:
             named = dict(zip(PANEL, key, strict=True))
             titles = (" · ".join(str(named[name]) for name in names) for names in (PANEL[:3], telling) if names)
             ax.set_title("\n".join(titles), loc="left")
-            _draw_panel(ax, panel, looks)
+            _draw_panel(ax, panel, axis, looks)
         for place, ax in enumerate(axes):
             if place % n_column == 0:
                 ax.set_ylabel("accuracy, %")
             if place + n_column >= len(panels):  # nothing below it
-                ax.set_xlabel("forward passes of training")
+                ax.set_xlabel(AXES[axis])
             if place >= len(panels):
                 ax.set_axis_off()
         if not panels:
             axes[0].text(0.5, 0.5, "no completed run yet", ha="center", va="center", transform=axes[0].transAxes)
         figure.suptitle(title, fontweight="bold")
         if looks:
-            handles = [Line2D([], [], label=name, **look, **MARKER) for name, look in looks.items()]
-            explained = "line: dev, mean over seeds (band: range); marker: test at the chosen step"
+            unlined = {"linestyle": "none"} if axis == "memory" else {}
+            handles = [Line2D([], [], label=name, **look | unlined, **MARKER) for name, look in looks.items()]
+            lines = "line: dev, mean over seeds (band: range); marker: test at the chosen step"
+            explained = "test, mean over seeds (bar: range)" if axis == "memory" else lines
             figure.legend(handles=handles, title=explained, loc="outside lower center", ncols=n_entry, frameon=False)
     return figure
 
 
-def _draw_panel(ax: Axes, panel: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+def _draw_panel(ax: Axes, panel: pd.DataFrame, axis: str, looks: dict[str, dict[str, Any]]) -> None:
     for optimizer, look in looks.items():
         mine = panel[panel["optimizer"] == optimizer]
         if mine.empty:
             continue
         dev, test = mine[mine["split"] == "dev"], mine[mine["split"] == "test"]
         line = {name: value for name, value in look.items() if name != "marker"}
-        ax.plot(dev["forwards"], 100 * dev["mean"], **line)
-        ax.fill_between(
-            dev["forwards"], 100 * dev["min"], 100 * dev["max"], color=look["color"], alpha=0.13, linewidth=0
-        )
-        ax.plot(test["forwards"], 100 * test["mean"], **look | {"linestyle": "none"}, **MARKER, zorder=3)
+        dot = look | {"linestyle": "none"}
+        ax.plot(dev[axis], 100 * dev["mean"], **line)
+        ax.fill_between(dev[axis], 100 * dev["min"], 100 * dev["max"], color=look["color"], alpha=0.13, linewidth=0)
+        if axis == "memory":
+            ax.vlines(test[axis], 100 * test["min"], 100 * test["max"], color=look["color"], alpha=0.4)
+        ax.plot(test[axis], 100 * test["mean"], **dot, **MARKER, zorder=3)
     ax.set_xlim(left=0)  # room on the right is left for the markers
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if axis != "memory":
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
@@ -153,5 +186,8 @@ def _looks(optimizers: Iterable[str]) -> dict[str, dict[str, Any]]:
 def save(figure: Figure, stem: Path) -> None:
     """Writes ``stem``.png and ``stem``.svg. The same figure gives the same bytes: no dates, ids from a fixed salt."""
     with style.context(["default", STYLE]):
+        if engine := figure.get_layout_engine():  # once, not once a file
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(stem.with_suffix(".png"), dpi=160, metadata={"Software": None})
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})

@@ -34,32 +34,48 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """What is shown (sections), and the plain values behind it (data: rows under columns), which go into the CSV."""
+    """What is shown (sections), and the plain values behind it (data: rows under columns), which go into the CSV.
+
+    missing: what has been planned and not been run.   commands: shell commands that would run it.
+    """
 
     title: str
     caption: str
     sections: tuple[Section, ...]
     columns: tuple[str, ...]
     data: tuple[tuple[str, ...], ...]
+    missing: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 def markdown(table: Table) -> str:
     """GitHub-flavoured markdown."""
-    blocks = [f"# {_md(table.title)}", _md(table.caption)]
+    blocks = [f"# {markdown_text(table.title)}", markdown_text(table.caption)]
     for section in table.sections:
-        blocks.append(f"## {_md(section.title)}")
-        grid = [[_md(name) for name in section.header]]
-        grid += [[f"**{_md(cell.text)}**" if cell.bold else _md(cell.text) for cell in row] for row in section.rows]
+        blocks.append(f"## {markdown_text(section.title)}")
+        grid = [[markdown_text(name) for name in section.header]]
+        grid += [
+            [f"**{markdown_text(cell.text)}**" if cell.bold else markdown_text(cell.text) for cell in row]
+            for row in section.rows
+        ]
         rule = ["---" if column < section.n_left else "---:" for column in range(len(section.header))]
         blocks.append("\n".join(f"| {' | '.join(row)} |" for row in [grid[0], rule, *grid[1:]]))
         if section.notes:
-            blocks.append("\n".join(f"- {_md(note)}" for note in section.notes))
+            blocks.append("\n".join(f"- {markdown_text(note)}" for note in section.notes))
         if section.commands:
-            # Indented code needs no escapes and, unlike a fence, cannot be closed by what it holds.
-            blocks.append(
-                "Missing; to fill it:\n\n" + "\n".join(f"    {_line(command)}" for command in section.commands)
-            )
+            blocks += ["Missing; to fill it:", _md_code(section.commands)]
+    if table.missing:
+        blocks += [
+            "## Not run yet",
+            "\n".join(f"- {markdown_text(each)}" for each in table.missing),
+            _md_code(table.commands),
+        ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _md_code(commands: Iterable[str]) -> str:
+    """Indented code: it needs no escapes and, unlike a fence, cannot be closed by what it holds."""
+    return "\n".join(f"    {_line(command)}" for command in commands)
 
 
 def latex(table: Table) -> str:
@@ -75,6 +91,8 @@ def latex(table: Table) -> str:
         lines += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
         remarks = [f"% {_line(remark)}" for remark in (section.title, *section.notes, *section.commands)]
         blocks.append("\n".join([remarks[0], *lines, *remarks[1:]]))
+    if table.missing:
+        blocks.append("\n".join(f"% {_line(each)}" for each in ("Not run yet:", *table.missing, *table.commands)))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -91,7 +109,8 @@ def _line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def _md(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text that markdown shows as it is, whatever it holds."""
     text = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*|\[\]~$])", r"\\\1", text)
     # An underscore inside a word (zo_sgd) emphasises nothing and reads better bare.
@@ -102,7 +121,7 @@ _TEX = {
     **{character: rf"\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "±": r"$\pm$", "—": "---", "·": r"$\cdot$",
+    "±": r"$\pm$", "—": "---", "·": r"$\cdot$", "≈": r"$\approx$", "≤": r"$\le$",
 }  # fmt: skip
 
 

@@ -32,7 +32,8 @@ class Choice:
     point: the winning trial point (JSON), None without one; run_ids: its completed runs, by seed.
     compared_seeds: the seeds on which the points were compared; dev: mean over these, a fraction of 1.
     test, test_std: mean and sample standard deviation (ddof = 1; NaN below two seeds) over its ``n_seed`` completed
-    seeds that have a test score; n_lost: seeds of the point that diverged, ran out of memory or failed.
+    seeds that have a test score, which ``by_seed`` holds; n_lost: seeds of the point that diverged, ran out of memory
+    or failed.
     n_trial: points of the group that were tried, lost ones included.   notes: what a reader must know, mostly nothing.
     """
 
@@ -52,17 +53,17 @@ class Choice:
     test: float = math.nan
     test_std: float = math.nan
     n_seed: int = 0
+    by_seed: tuple[tuple[int, float], ...] = ()
     n_lost: int = 0
     notes: tuple[str, ...] = ()
 
 
 def choose(runs: pd.DataFrame) -> list[Choice]:
     """One choice a group, sorted by group."""
-    return [
-        _choose(dict(zip(GROUP, key, strict=True)), rows_of(group))
-        for key, group in runs.groupby(list(GROUP), sort=True, dropna=False)
-        if isinstance(key, tuple)
-    ]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for run in rows_of(runs):  # at once: a frame a group would take as long as all the rest
+        groups.setdefault(tuple(run[name] for name in GROUP), []).append(run)
+    return [_choose(dict(zip(GROUP, key, strict=True)), group) for key, group in sorted(groups.items())]
 
 
 def _choose(group: dict[str, Any], runs: list[Row]) -> Choice:
@@ -114,8 +115,10 @@ def _choose(group: dict[str, Any], runs: list[Row]) -> Choice:
 
 def _report(runs: Iterable[Row]) -> dict[str, Any]:
     """The test scores of the winner's completed runs, looked at only after it has won."""
-    scores = [run["test_score"] for run in runs if math.isfinite(run["test_score"])]
+    by_seed = [(run["seed"], run["test_score"]) for run in runs if math.isfinite(run["test_score"])]
+    scores = [score for _, score in by_seed]
     return {
+        "by_seed": tuple(by_seed),
         "n_seed": len(scores),
         "test": fmean(scores) if scores else math.nan,
         "test_std": stdev(scores) if len(scores) > 1 else math.nan,

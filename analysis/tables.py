@@ -4,12 +4,14 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from statistics import fmean, median, stdev
 from textwrap import shorten
 from typing import Any
 
 import pandas as pd
 
+from analysis import paired
 from analysis.lines import COMPLETED, PENDING
 from analysis.render import MISSING, Cell, Section, Table
 from analysis.select import GROUP, Choice, Row, rows_of
@@ -17,20 +19,29 @@ from analysis.select import GROUP, Choice, Row, rows_of
 GIB = 2**30
 
 
-def accuracy(runs: pd.DataFrame, choices: list[Choice]) -> Table:
-    """Test accuracy of each method's chosen trial: a section a (model, precision, budget), a row an optimizer."""
+def accuracy(runs: pd.DataFrame, choices: list[Choice], fill_grid: bool = True) -> Table:
+    """Test accuracy of each method's chosen trial: a section a (model, precision, budget), a row an optimizer.
+
+    fill_grid: whether a section says how to run its empty cells; a suite with a plan knows better what is missing.
+    """
     sections, data = [], []
-    for named in sorted({(c.model, c.precision, c.budget) for c in choices}):
-        part = [run for run in rows_of(runs) if (run["model"], run["precision"], run["budget"]) == named]
+    for named, part in _by(rows_of(runs), ("model", "precision", "budget")):
         cells = {(c.optimizer, c.task, c.scheme): c for c in choices if (c.model, c.precision, c.budget) == named}
-        sections.append(_accuracy_section(" · ".join(named), part, cells))
-        data += [_accuracy_data(part, choice) for choice in cells.values()]
+        section = _accuracy_section(" · ".join(named), part, cells)
+        sections.append(section if fill_grid else replace(section, commands=()))
+        best = _best(cells)
+        data += [_accuracy_data(part, c, _p_best(c, best.get((c.task, c.scheme)))) for c in cells.values()]
     return Table(
         title=f"Accuracy: {', '.join(sorted({c.suite for c in choices}))}",
         caption="Test accuracy in percent: mean ± sample standard deviation (number of seeds) of the trial with the "
-        "best mean dev accuracy; bold is best. Trials: settings tried. Start: the model before training.",
+        "best mean dev accuracy. Bold: best. ≈: a paired t-test over the seeds does not tell it from the best "
+        f"(p > {paired.LEVEL}, not corrected for the number of methods; few seeds tell little). "
+        "Trials: settings tried. Start: the model before training.",
         sections=tuple(sections),
-        columns=(*GROUP, "status", "dev", "test", "test_std", "n_seed", "n_lost", "n_trial", "start_test", "point"),
+        columns=(
+            *(*GROUP, "metric", "status", "dev", "test", "test_std", "n_seed", "n_lost", "n_trial", "start_test"),
+            *("p_best", "point"),
+        ),
         data=tuple(data),
     )
 
@@ -38,11 +49,7 @@ def accuracy(runs: pd.DataFrame, choices: list[Choice]) -> Table:
 def _accuracy_section(title: str, runs: list[Row], cells: dict[tuple[str, str, str], Choice]) -> Section:
     optimizers = sorted({optimizer for optimizer, _, _ in cells})
     columns = sorted({(task, scheme) for _, task, scheme in cells})
-    best = {}
-    for task, scheme in columns:
-        means = [100 * c.test for c in cells.values() if (c.task, c.scheme) == (task, scheme) and c.n_seed]
-        if len(means) > 1:  # compared as printed: what looks equal is equally bold
-            best[task, scheme] = f"{max(means):.1f}"
+    best = _best(cells)
     untrained = {run["optimizer"] for run in runs if run["n_trainable"] == 0}  # of no scheme: full stands for all
     rows = [(Cell("start (zero-shot)"), *(Cell(_mean_std(_start(runs, *column))) for column in columns), Cell(MISSING))]
     notes: list[str] = []
@@ -61,12 +68,39 @@ def _accuracy_section(title: str, runs: list[Row], cells: dict[tuple[str, str, s
                 row.append(Cell())
                 continue
             n_trial.append(choice.n_trial)
-            row.append(Cell(_score(choice), bold=f"{100 * choice.test:.1f}" == best.get((task, scheme))))
+            row.append(_cell(choice, best.get((task, scheme))))
             notes += [f"{optimizer}, {task} / {scheme}: {note}" for note in (*choice.notes, *_reasons(runs, choice))]
         trials = str(n_trial[0]) if min(n_trial) == max(n_trial) else f"{min(n_trial)} to {max(n_trial)}"
         rows.append((*row, Cell(trials)))
-    header = ("optimizer", *(f"{task} / {scheme}" for task, scheme in columns), "trials")
+    metrics = {(run["task"], run["scheme"]): run["metric"] for run in runs}
+    header = ("optimizer", *(_heading(*column, metrics[column]) for column in columns), "trials")
     return Section(title, header, tuple(rows), notes=tuple(notes), commands=tuple(commands))
+
+
+def _heading(task: str, scheme: str, metric: str) -> str:
+    return f"{task} / {scheme}" if metric == "accuracy" else f"{task} / {scheme}, {metric}"
+
+
+def _best(cells: dict[tuple[str, str, str], Choice]) -> dict[tuple[str, str], Choice]:
+    """The best of each (task, scheme) that more than one method has a score for."""
+    best = {}
+    for column in {(task, scheme) for _, task, scheme in cells}:
+        tested = [c for c in cells.values() if (c.task, c.scheme) == column and c.n_seed]
+        if len(tested) > 1:
+            best[column] = min(tested, key=lambda c: (-c.test, c.optimizer))
+    return best
+
+
+def _p_best(choice: Choice, best: Choice | None) -> float:
+    """The p value of the method against the best one; NaN for the best itself and where there is nothing to test."""
+    return math.nan if best is None or choice is best else paired.p_value(dict(choice.by_seed), dict(best.by_seed))
+
+
+def _cell(choice: Choice, best: Choice | None) -> Cell:
+    if best is not None and f"{100 * choice.test:.1f}" == f"{100 * best.test:.1f}":
+        return Cell(_score(choice), bold=True)  # compared as printed: what looks equal is equally bold
+    tied = _p_best(choice, best) > paired.LEVEL
+    return Cell(_score(choice) + (" ≈" if tied else ""))
 
 
 def _score(choice: Choice) -> str:
@@ -115,13 +149,17 @@ def _commands(runs: list[Row], task: str, scheme: str, optimizer: str) -> list[s
     return [f"python -m runners.train {said} seed={seed}" for seed in sorted({run["seed"] for run in runs})]
 
 
-def _accuracy_data(runs: list[Row], choice: Choice) -> tuple[str, ...]:
+def _accuracy_data(runs: list[Row], choice: Choice, p_best: float) -> tuple[str, ...]:
     start = _start(runs, choice.task, choice.scheme)
     return (
-        *(getattr(choice, name) for name in (*GROUP, "status")),
+        *(getattr(choice, name) for name in GROUP),
+        next(run["metric"] for run in runs if (run["task"], run["scheme"]) == (choice.task, choice.scheme)),
+        choice.status,
         *(_fixed(value, 6) for value in (choice.dev, choice.test, choice.test_std)),
         *(str(choice.n_seed), str(choice.n_lost), str(choice.n_trial)),
-        *(_fixed(fmean(start) if start else math.nan, 6), choice.point or ""),
+        _fixed(fmean(start) if start else math.nan, 6),
+        _fixed(p_best, 6),
+        choice.point or "",
     )
 
 

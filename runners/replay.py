@@ -12,6 +12,7 @@ Exit codes: 0 confirmed, 1 not confirmed or not possible, 2 the command or confi
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runners.compose import spec_from
+from runners.compose import compose, spec_from
 from runners.execute import hush
+from runners.schema import GROUPS
 from zobench.config import ConfigError
 from zobench.models import ModelError
 from zobench.record import RecordError, read_rows
@@ -29,7 +31,7 @@ from zobench.run import RunSpec, build
 from zobench.save import save
 from zobench.tasks.base import DataError
 
-TRUSTED = ("zobench.", "torch.optim.")  # what a record may name as a _target_: its config is data, not code
+TRUSTED = r"(zobench|torch\.optim)(\.\w+)+"  # what a record may name as a _target_: its config is data, not code
 PLACES = ("model.path", "data.root", "task.root", "device", "eval_batch_size")
 MODES = ("exact", "ideal")
 
@@ -62,7 +64,8 @@ def replay(path: Path, overrides: list[str], folder: Path | None) -> int:
     hush()
     mode, places = _asked(overrides)
     record = recorded(path)
-    spec = spec_from(_config(path, places))
+    rows, _ = read_rows(path)
+    spec = spec_from(config_of(rows[0]["config"], path, places))
     bench = build(spec)
     check_tensors(bench, path)
     base = [p.cpu().clone() for p in bench.trainable]
@@ -114,9 +117,17 @@ def _asked(overrides: list[str]) -> tuple[str, list[str]]:
     return mode, places
 
 
-def _config(path: Path, places: list[str]) -> dict[str, Any]:
-    rows, _ = read_rows(path)
-    config = OmegaConf.create(rows[0]["config"])
+def config_of(recorded: dict[str, Any], path: Path, places: list[str]) -> dict[str, Any]:
+    """The config of a record with other places, and with defaults for the keys that came after it was made.
+
+    Raises:
+        ConfigError: a place cannot be set.
+        RecordError: it names what no record may have run.
+    """
+    defaults, _ = compose([])
+    assert defaults is not None
+    later = {key: value for key, value in defaults.items() if key not in GROUPS}
+    config = OmegaConf.create({**later, **recorded})
     try:
         config.merge_with_dotlist(places)
         if root := [text for text in places if text.startswith("data.root=")]:
@@ -128,11 +139,20 @@ def _config(path: Path, places: list[str]) -> dict[str, Any]:
     resolved = OmegaConf.to_container(config)
     assert isinstance(resolved, dict)
     found: dict[str, Any] = {str(key): value for key, value in resolved.items()}
-    for group, node in found.items():
-        target = node.get("_target_") if isinstance(node, dict) else None
-        if target is not None and not str(target).startswith(TRUSTED):
-            raise RecordError(f"{path}: {group}._target_={target} is not part of zobench or torch.optim; not run")
+    for where, target in _targets(found):
+        if not re.fullmatch(TRUSTED, str(target)):
+            raise RecordError(f"{path}: {where}._target_={target} is not part of zobench or torch.optim; not run")
     return found
+
+
+def _targets(node: Any, where: str = "config") -> list[tuple[str, Any]]:
+    """All _target_ in a config, however deep, and where they stand."""
+    if isinstance(node, list):
+        return [found for i, part in enumerate(node) for found in _targets(part, f"{where}.{i}")]
+    if not isinstance(node, dict):
+        return []
+    own = [(where.removeprefix("config."), node["_target_"])] if "_target_" in node else []
+    return own + [found for key, part in node.items() for found in _targets(part, f"{where}.{key}")]
 
 
 if __name__ == "__main__":

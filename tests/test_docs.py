@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from analysis import build
+from analysis import build, leaderboard
 from runners import methods, tasks_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +26,7 @@ def test_there_are_committed_results() -> None:
 def test_committed_tables_regenerate_byte_for_byte(suite: Path, tmp_path: Path) -> None:
     copied = tmp_path / "records" / suite.name
     copied.mkdir(parents=True)
-    for record in suite.glob("*.jsonl"):
+    for record in [*suite.glob("*.jsonl"), *suite.glob("plan.json")]:
         shutil.copy(record, copied)
     assert build.main(["--records", str(tmp_path / "records"), "--out", str(tmp_path / "out")]) == 0
     made = {p.relative_to(tmp_path / "out" / suite.name): p for p in (tmp_path / "out").rglob("*") if p.is_file()}
@@ -33,6 +35,20 @@ def test_committed_tables_regenerate_byte_for_byte(suite: Path, tmp_path: Path) 
     for name, path in made.items():
         if path.suffix not in (".png", ".svg"):  # figures are compared by the data behind them
             assert path.read_bytes() == (suite / name).read_bytes(), name
+
+
+def test_the_committed_leaderboard_regenerates_byte_for_byte(tmp_path: Path) -> None:
+    assert leaderboard.main(["--records", str(ROOT / "results"), "--out", str(tmp_path)]) == 0
+    for name in ("index.html", "LEADERBOARD.md"):
+        same = (tmp_path / name).read_bytes() == (ROOT / "results/leaderboard" / name).read_bytes()
+        assert same, f"{name} is not what the records say: run make leaderboard"
+
+
+def test_the_lab_plan_is_what_the_suite_says() -> None:
+    suite = yaml.safe_load((ROOT / "conf/suite/lab.yaml").read_text())
+    cells = json.loads((ROOT / "results/lab/plan.json").read_text())["cells"]
+    runs = [dict(override.split("=") for override in run) for run in suite["runs"]]
+    assert [(cell["optimizer"], cell["scheme"]) for cell in cells] == [(r["optimizer"], r["scheme"]) for r in runs]
 
 
 def test_readme_shows_the_lab_table() -> None:

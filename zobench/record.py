@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,8 @@ class Record:
         return last.get("status") if last.get("kind") == "end" else None
 
     def evals(self, split: str, until: int) -> list[dict[str, Any]]:
-        """The valid evaluation rows of a split up to a step, one a step, in order; what a run did after the step that
-        it later resumed from is not valid."""
-        found: dict[int, dict[str, Any]] = {}
-        for row in self.rows:
-            if row["kind"] == "resume":
-                found = {step: kept for step, kept in found.items() if step <= row["step"]}
-            elif row["kind"] == "eval" and row["split"] == split and row["step"] <= until:
-                found[row["step"]] = row
-        return [found[step] for step in sorted(found)]
+        """See `evals_of`."""
+        return evals_of(self.rows, split, until)
 
     def close(self) -> None:
         """Close the file, and remove it if nothing was ever written to it."""
@@ -74,6 +67,18 @@ class Record:
             self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a row that could not be written is tried once more; its error is known
             self._file.close()
+
+
+def evals_of(rows: Iterable[dict[str, Any]], split: str, until: int) -> list[dict[str, Any]]:
+    """The valid evaluation rows of a split up to a step, one a step, in order; what a run did after the step that it
+    later resumed from is not valid."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["kind"] == "resume":
+            found = {step: kept for step, kept in found.items() if step <= row["step"]}
+        elif row["kind"] == "eval" and row["split"] == split and row["step"] <= until:
+            found[row["step"]] = row
+    return [found[step] for step in sorted(found)]
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:

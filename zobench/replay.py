@@ -79,7 +79,7 @@ def exact(bench: Bench, record: Recorded) -> None:
     Raises:
         RecordError: the weights, rows or tensors are not those of the record.
     """
-    ledger = _ledger(bench, record)
+    ledger = ledger_of(bench, record)
     for entry in record.entries:
         apply(ledger, entry.ops)
     ledger.home()
@@ -91,7 +91,7 @@ def ideal(bench: Bench, record: Recorded) -> None:
     Raises:
         RecordError: the weights, rows or tensors are not those of the record, or the run is no sum of directions.
     """
-    ledger = _ledger(bench, record)
+    ledger = ledger_of(bench, record)
     spans = _spans(record.entries)
     for block, slots in ledger.block_slots.items():
         for decays in (True, False):
@@ -117,22 +117,40 @@ def drift(rounded: list[Tensor], exact_sum: list[Tensor], base: list[Tensor]) ->
 
 def confirm(bench: Bench, record: Recorded) -> Confirmation:
     """Evaluate the weights as they are and compare with the record."""
-    spec = bench.spec
-    made, here = record.run["hardware"], hardware(spec.device)
-    same = (made["device"], made["name"]) == (here["device"], here["name"])
     splits: tuple[Split, ...] = ("dev", "test")
     metrics = {str(split): bench.evaluate(split) for split in splits}
-    differences = []
-    for split, found in metrics.items():
-        for name, value in found.items():
-            said = record.metrics[split][name]
-            allowed = (0.0 if name != "loss" else LOSS_TOLERANCE * max(1.0, said)) if same else ELSEWHERE
-            if not abs(value - said) <= allowed:
-                differences.append(f"{split} {name}: recorded {said:.6f}, rebuilt {value:.6f}")
-    return Confirmation(metrics, differences)
+    wrong = [
+        f"{split} {text}"
+        for split, found in metrics.items()
+        for text in differences(bench, record, record.metrics[split], found)
+    ]
+    return Confirmation(metrics, wrong)
 
 
-def _ledger(bench: Bench, record: Recorded) -> Ledger:
+def differences(bench: Bench, record: Recorded, said: dict[str, float], found: dict[str, float]) -> list[str]:
+    """Where metrics do not agree with what the record says of them: to the last bit of a score on the kind of device
+    that made it, and within `ELSEWHERE` on another."""
+    same = same_device(bench, record)
+    wrong = []
+    for name, value in found.items():
+        allowed = (0.0 if name != "loss" else LOSS_TOLERANCE * max(1.0, said[name])) if same else ELSEWHERE
+        if not abs(value - said[name]) <= allowed:
+            wrong.append(f"{name}: recorded {said[name]:.6f}, rebuilt {value:.6f}")
+    return wrong
+
+
+def same_device(bench: Bench, record: Recorded) -> bool:
+    """Whether the record was made on the kind of device that the bench is on."""
+    made, here = record.run["hardware"], hardware(bench.spec.device)
+    return bool((made["device"], made["name"]) == (here["device"], here["name"]))
+
+
+def ledger_of(bench: Bench, record: Recorded) -> Ledger:
+    """The ledger of the run to replay.
+
+    Raises:
+        RecordError: the weights or rows are not those of the record, or the run is none to replay.
+    """
     if not isinstance(bench.optimizer, ZOOptimizer):
         raise RecordError("only zeroth-order runs can be replayed")
     ledger = bench.optimizer.ledger

@@ -1,0 +1,100 @@
+"""The leaderboard's entries: one a method that completed, with what a reader needs to judge it and to run it again."""
+
+import json
+import math
+from statistics import fmean, median
+from typing import Any
+
+from analysis.costs import Courses
+from analysis.load import Records
+from analysis.select import Choice, Row, choose
+
+GIB = 2**30
+DISPLAY = ("seed", "out", "device", "progress", "wandb", "save", "force", "data")  # of a config: no part of the method
+NAMES = ("optimizer", "model", "task", "scheme", "precision", "budget", "suite")
+
+
+def entries(records: Records) -> tuple[list[Row], list[Any]]:
+    """The entries, best first within a (task, model), as plain JSON values; and the parts of configs that they name.
+
+    Scores are in percent, memory in GiB; what is not known is None. ``config`` maps a key to a place in the second
+    list, since ten thousand entries share few different parts. ``curve``: [forwards, mean, least, most] on dev.
+    """
+    choices = [choice for choice in choose(records.runs) if choice.n_seed]
+    courses = Courses(records, choices)
+    parts: dict[str, int] = {}
+    found = [_entry(choice, courses, parts) for choice in choices]
+    found.sort(key=lambda e: (e["task"], e["model"], -e["score"], *(e[name] for name in NAMES)))
+    for place, entry in enumerate(found):
+        entry["id"] = place
+    return found, [json.loads(text) for text in parts]
+
+
+def _entry(choice: Choice, courses: Courses, parts: dict[str, int]) -> Row:
+    runs = [courses.runs[run_id] for run_id in choice.run_ids]
+    config = json.loads(runs[0]["config"])
+    kept = {key: json.dumps(value) for key, value in config.items() if key not in DISPLAY}
+    verified = sum(bool(run["verified"]) for run in runs)
+    return {
+        **{name: getattr(choice, name) for name in NAMES},
+        "metric": runs[0]["metric"],
+        "score": round(100 * choice.test, 3),
+        "std": _rounded(100 * choice.test_std, 3),
+        "start": _mean(100 * run["start_test_score"] for run in runs),
+        "dev": _mean(100 * run["dev_score"] for run in runs),
+        "seeds": choice.n_seed,
+        "lost": choice.n_lost,
+        "forwards": _mean((run["forwards"] for run in runs), 1),
+        "seconds": _mean((run["train_s"] for run in runs), 2),
+        "hardware": courses.shared(choice, "hardware"),
+        "memory": _rounded(max(run["peak_train_bytes"] for run in runs) / GIB, 4),
+        "memory_kind": courses.shared(choice, "memory_kind"),
+        "overhead": _middle(run["overhead"] for run in runs),
+        "trials": choice.n_trial,
+        "verified": verified,
+        "confirmed": verified == len(runs),
+        "config": {key: parts.setdefault(text, len(parts)) for key, text in kept.items()},
+        "curve": _curve(choice, courses),
+        "runs": [_run(run) for run in runs],
+        "notes": list(choice.notes),
+    }
+
+
+def _run(run: Row) -> Row:
+    dirty = {True: "with changes", False: "clean"}.get(run["git_dirty"], "not known to be clean")
+    sha = str(run["git_sha"] or "unknown")[:12]
+    return {
+        "seed": int(run["seed"]),
+        "run_id": run["run_id"],
+        "score": _rounded(100 * run["test_score"], 3),
+        "dev": _rounded(100 * run["dev_score"], 3),
+        "step": _rounded(run["chosen_step"], 0),
+        "commit": f"{sha}, {dirty}",
+        "command": run["command"],
+        "verified": bool(run["verified"]),
+    }
+
+
+def _curve(choice: Choice, courses: Courses) -> list[list[float]]:
+    """One point a step at which every seed was evaluated."""
+    by_step = [{row["step"]: row for row in courses.dev[run_id]} for run_id in choice.run_ids]
+    curve = []
+    for step in sorted(set.intersection(*map(set, by_step))):
+        at = [rows[step] for rows in by_step]
+        scores = [100 * row["score"] for row in at]
+        point = (fmean(row["forwards"] for row in at), fmean(scores), min(scores), max(scores))
+        curve.append([round(value, 2) for value in point])
+    return curve if all(math.isfinite(value) for point in curve for value in point) else []
+
+
+def _mean(values: Any, digits: int = 3) -> float | None:
+    return _rounded(fmean(values), digits)
+
+
+def _middle(values: Any) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return round(median(known), 4) if known else None
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None

@@ -1,0 +1,133 @@
+"""Ours beside published numbers, from ``results/reference/published.csv``.
+
+Its columns: method (our name of it), task, model, scheme, metric, value, std, n_train, setting, source_table, url.
+Scores are in percent, memory_gb in 10^9 bytes. A value that could not be verified is empty, and its row says where it
+stands.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+import pandas as pd
+
+from analysis.lines import COMPLETED
+from analysis.render import MISSING, Cell, Section, Table
+from analysis.select import Choice, Row, rows_of
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "reference" / "published.csv"
+COLUMNS = (
+    *("method", "task", "model", "scheme", "metric", "value", "std", "n_train", "setting", "source_table", "url"),
+)
+SCORES = ("accuracy", "f1")
+ZERO_SHOT = "zero_shot"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A number of ours: ``text`` as shown, ``value`` in the unit of the published one, and on what it was trained."""
+
+    text: str
+    value: float
+    n_train: float
+    n_class: float
+
+
+def read(path: Path = PUBLISHED) -> list[dict[str, str]]:
+    """The published numbers; none where there is no such file.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path}: its columns must be {','.join(COLUMNS)}")
+        return list(reader)
+
+
+def compare(runs: pd.DataFrame, choices: Iterable[Choice], published: list[dict[str, str]], suite: str) -> Table:
+    """Published numbers of the suite's models and tasks, and ours where method, scheme and metric are the same; a
+    section a (model, task)."""
+    ours = _ours(rows_of(runs), list(choices))
+    pairs = sorted({(key[2], key[1]) for key in ours})
+    sections, data = [], []
+    for model, task in pairs:
+        rows = []
+        for row in published:
+            if (row["model"], row["task"]) != (model, task):
+                continue
+            key = (row["method"], task, model, row["scheme"], row["metric"])
+            found: list[Ours | None] = [each for each in ours.get(key, []) if _same_amount(row["n_train"], each)]
+            for mine in found or [None]:
+                difference = f"{mine.value - float(row['value']):+.1f}" if mine and row["value"] else ""
+                said = f"{row['value']} ± {row['std']}" if row["std"] else row["value"]
+                names = (row["method"], row["scheme"], row["metric"])
+                setting = ", ".join(
+                    part for part in (row["n_train"] and f"{row['n_train']} train", row["setting"]) if part
+                )
+                shown = (*names, setting, row["source_table"], said, mine.text if mine else "", difference)
+                rows.append(tuple(Cell(text or MISSING) for text in shown))
+                value = f"{mine.value:.4f}" if mine else ""
+                data.append((*(row[name] for name in COLUMNS), value, difference))
+        if rows:
+            header = ("method", "scheme", "metric", "setting", "source", "published", "ours", "difference")
+            sections.append(Section(f"{model} · {task}", header, tuple(rows), n_left=5))
+    named = {f"{model} on {task}" for model, task in pairs if f"{model} · {task}" not in {s.title for s in sections}}
+    none = f" No published number is known of {', '.join(sorted(named))}." if named else ""
+    return Table(
+        f"Published: {suite}",
+        "Published numbers, and ours where method, task, model, scheme and metric are the same; settings differ where "
+        "they say so. Scores in percent; memory_gb: 10^9 bytes, and what counts as memory differs. Nothing "
+        f"published: the number could not be verified.{none}",
+        tuple(sections),
+        (*COLUMNS, "ours", "difference"),
+        tuple(data),
+    )
+
+
+def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, str, str], list[Ours]]:
+    """By (method, task, model, scheme, metric)."""
+    by_id = {run["run_id"]: run for run in runs}
+    found: dict[tuple[str, str, str, str, str], list[Ours]] = {}
+
+    def add(method: str, scheme: str, metric: str, of: Row, value: float, text: str) -> None:
+        if math.isfinite(value):
+            said = Ours(text, value, of["n_train"], of["n_class"])
+            found.setdefault((method, of["task"], of["model"], scheme, metric), []).append(said)
+
+    starts: dict[tuple[str, str, str], list[Row]] = {}
+    for run in runs:
+        if run["metric"] in SCORES and math.isfinite(run["start_test_score"]):
+            starts.setdefault((run["model"], run["task"], run["metric"]), []).append(run)
+    for (_, _, metric), group in starts.items():
+        mean = 100 * fmean(run["start_test_score"] for run in group)
+        add(ZERO_SHOT, "", metric, group[0], mean, f"{mean:.1f}")
+    for choice in choices:
+        done = [by_id[run_id] for run_id in choice.run_ids]
+        if not done:
+            continue
+        where = f"{choice.budget}, {choice.precision}"
+        if done[0]["metric"] in SCORES:
+            spread = "" if math.isnan(choice.test_std) else f" ± {100 * choice.test_std:.1f}"
+            text = f"{100 * choice.test:.1f}{spread} ({choice.n_seed}; {where})"
+            add(choice.optimizer, choice.scheme, done[0]["metric"], done[0], 100 * choice.test, text)
+        peak = max(run["peak_train_bytes"] for run in done) / 1e9
+        batch = f"batch {done[0]['batch_size']}, {done[0]['hardware']}"
+        add(choice.optimizer, choice.scheme, "memory_gb", done[0], peak, f"{peak:.1f} ({batch})")
+        steps = [r["train_s"] / r["n_step"] for r in done if r["status"] == COMPLETED and r["n_step"] > 0]
+        pace = median(steps) if steps else math.nan
+        add(choice.optimizer, choice.scheme, "seconds_per_step", done[0], pace, f"{pace:.3f} ({batch})")
+    return found
+
+
+def _same_amount(said: str, ours: Ours) -> bool:
+    """k-shot numbers are compared with runs of as many examples a class alone."""
+    shots = re.fullmatch(r"(\d+) per class", said)
+    return shots is None or ours.n_train == int(shots[1]) * ours.n_class
