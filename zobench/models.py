@@ -191,7 +191,8 @@ def fingerprint(model: nn.Module) -> str:
         flat = p.detach().reshape(-1)
         picked = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
         digest.update(json.dumps([name, list(p.shape)]).encode())
-        digest.update(picked.float().cpu().numpy().tobytes())
+        if not p.is_meta:  # which has shapes alone
+            digest.update(picked.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

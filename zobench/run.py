@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -120,6 +120,16 @@ class RunSpec:
         return "-".join([*names, f"s{self.seed}", digest])
 
 
+class Built(Protocol):
+    """A model with its scheme, and the optimizer of what trains; a `Bench`, or less."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> ZOOptimizer | FirstOrder | Hybrid: ...
+
+
 @dataclass
 class Bench:
     """A run with everything loaded: model with its scheme, optimizer, encoded examples."""
@@ -178,7 +188,7 @@ def build(spec: RunSpec) -> Bench:
         probe.install(scorer, parts)
     return Bench(
         spec=spec, model=model, tokenizer=loaded.tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        optimizer=_optimizer(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
+        optimizer=optimizer_of(spec, model, len(layers)), rows=rows, source=loaded.source, pad_id=pad_id, meter=meter,
         layers=layers,
         score=GraphedScorer(scorer) if spec.cuda_graphs and spec.device.type == "cuda" else scorer,
     )  # fmt: skip
@@ -216,7 +226,7 @@ def wrapped(made: object) -> bool:
     return not hasattr(made, "replayable")
 
 
-def state_bytes(bench: Bench) -> int:
+def state_bytes(bench: Built) -> int:
     """Bytes that weights, masters, gradients and optimizer states will take; activations not counted."""
     total = sum(p.nbytes for p in bench.model.parameters()) + getattr(bench.optimizer, "extra_bytes", 0)
     if isinstance(bench.optimizer, ZOOptimizer):
@@ -225,7 +235,8 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
+def optimizer_of(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid:
+    """The run's optimizer, for what of the model trains."""
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)
