@@ -7,10 +7,10 @@ RECORDS ?= results
 CHECKED := build/check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check tables methods clean
+.PHONY: help setup demo test faults slurm-test lint types check tables methods clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## virtual environment with the pinned packages
 
@@ -38,6 +38,13 @@ demo: setup ## a small sweep on the CPU, its tables and plot (minutes, no downlo
 
 test: setup ## the tests
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal
+
+faults: setup ## sweeps that are killed fifty times, on full disks, in read-only folders, two at once (many minutes)
+	@ZOBENCH_FAULT_KILLS=50 $(PY) -m pytest -v -s tests/test_sweep_faults.py
+
+slurm-test: setup ## a sweep on a real Slurm: three nodes on this machine (root; apt-get install slurm-wlm munge)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'
+	@ZOBENCH_SLURM_TEST=1 $(PY) -m pytest -v -rs tests/slurm
 
 lint: setup ## ruff
 	@$(PY) -m ruff check .

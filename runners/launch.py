@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -83,10 +84,9 @@ class Launch:
                 )  # fmt: skip
             except (HydraException, OmegaConfBaseException) as error:
                 raise ConfigError([_option_problem(asked, error)]) from error
-            context = HydraContext(config_loader=main.config_loader, callbacks=_no_callbacks())
-        parameters = OmegaConf.to_container(config.hydra.launcher, resolve=False)
-        assert isinstance(parameters, dict)
-        resolved = {str(k): OmegaConf.select(config, f"hydra.launcher.{k}") for k in parameters if k != "_target_"}
+            context = HydraContext(config_loader=main.config_loader, callbacks=Callbacks())
+        keys = [str(key) for key in config.hydra.launcher if key != "_target_"]
+        resolved = {key: OmegaConf.select(config, f"hydra.launcher.{key}") for key in keys}
         self._launcher = slurm.SlurmLauncher(**resolved)
         self._launcher.setup(hydra_context=context, task_function=of_cluster, config=config)
 
@@ -96,12 +96,6 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def _no_callbacks() -> object:
-    from hydra._internal.callbacks import Callbacks
-
-    return Callbacks()
 
 
 def _option_problem(asked: Sequence[str], error: Exception) -> str:

@@ -96,11 +96,10 @@ class View:
             over = self._over.wait(LOOK_S)
             with self._lock:
                 seen = [(run_id, label, glance.stand()) for run_id, (glance, label) in self._glances.items()]
-            done = sum(stand.state == "done" for _, _, stand in seen)
             for run_id, label, stand in seen:
                 if stand.state == "done" and run_id not in self._told:
                     self._told.add(run_id)
-                    self.say(f"[{done}/{len(seen)}] {label}: {line_of(stand)}")
+                    self.say(f"[{len(self._told)}/{len(seen)}] {label}: {line_of(stand)}")
             if live is not None:
                 live.update(self._picture(seen), refresh=True)
             if over:

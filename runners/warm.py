@@ -2,7 +2,13 @@
 
 import importlib
 
-# In this order: the first tells the others to be quiet.
-for name in ("runners.compose", "runners.execute", "zobench.engine.cpu", "peft", "transformers.models.auto.modeling_auto",
-             "transformers.models.auto.tokenization_auto"):  # fmt: skip
+MODULES = (
+    "runners.compose",  # first: it tells the others to be quiet
+    "runners.execute",
+    "zobench.engine.cpu",
+    "peft",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+)
+for name in MODULES:
     importlib.import_module(name)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +189,30 @@ def fail_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int, BaseE
         monkeypatch.setattr(owner, name, wrapped)
 
     return arm
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """``small_disk("8k")``: a folder with room for so much, or with more room from now on; "8k,ro": to read only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = False
+
+    def make(size: str) -> Path:
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}size={size}"
+        try:
+            done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
+        except OSError:
+            pytest.skip("no mount on this system")
+        if done.returncode != 0:
+            pytest.skip("mounting a small disk needs root")
+        mounted = True
+        return folder
+
+    yield make
+    if mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 FailOnce = Callable[[Any, str, int, BaseException], None]

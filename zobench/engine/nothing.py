@@ -10,3 +10,7 @@ class NoEngine:
 
     def sweep(self, *_: Any, **__: Any) -> None:
         """Nothing."""
+
+    def squared_norm(self, *_: Any, **__: Any) -> float:
+        """Of nothing."""
+        return 0.0
