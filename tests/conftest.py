@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from runners import execute as execution
-from runners import train
+from runners import launch, train
 from runners.compose import spec_of
+from runners.job import Ended, of_machine
 from zobench.run import Bench, RunSpec, build
 from zobench.tasks import toy
 from zobench.trajectory import SUFFIX, Entry, read
@@ -213,6 +214,20 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield make
     if mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Launches run in this process; the overrides of every job that was launched."""
+    launched: list[list[str]] = []
+
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
+        del self
+        launched.extend(map(list, jobs))
+        return [of_machine(overrides) for overrides in jobs]
+
+    monkeypatch.setattr(launch.Launch, "__call__", call)
+    return launched
 
 
 FailOnce = Callable[[Any, str, int, BaseException], None]

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from runners import launch, local, status, suite, sweep
 from runners.compose import spec_of
 from runners.forecast import Forecast, shape_of
-from runners.job import Ended, of_machine
+from runners.job import Ended
 from zobench.config import ConfigError
 from zobench.lock import RunLock, is_held
 from zobench.models import ModelError
@@ -39,20 +39,6 @@ def make_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSuite:
         return ["suite=pair", f"out={tmp_path / 'pair'}"]
 
     return make
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Launches run in this process; the overrides of every job that was launched."""
-    launched: list[list[str]] = []
-
-    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
-        del self
-        launched.extend(map(list, jobs))
-        return [of_machine(overrides) for overrides in jobs]
-
-    monkeypatch.setattr(launch.Launch, "__call__", call)
-    return launched
 
 
 # ---- what it refuses ------------------------------------------------------------------------------------------------
@@ -103,6 +89,13 @@ def test_a_suite_of_another_form(cli: Cli, make_suite: MakeSuite, keys: dict[str
     ran = cli(sweep, *make_suite(**keys))
     assert ran.code == 2
     assert any(f"conf/suite/pair.yaml: {problem}" in line for line in ran.err.splitlines()), ran.err
+
+
+def test_slurm_where_there_is_none(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "_installed", lambda _: False)
+    ran = cli(sweep, "suite=demo", "only=zo_sgd", "launcher=slurm", f"out={tmp_path / 'demo'}")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "error: launcher=slurm: needs hydra-submitit-launcher; pip install 'zobench[slurm]'\n"
 
 
 def test_every_optimizer_gets_the_same_number_of_trials(make_suite: MakeSuite) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -17,9 +18,13 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import TINY
+from conftest import TINY, Cli
 from courses import all_courses, kill, start_sweep
 from omegaconf import OmegaConf
+
+from runners import suite
+from runners import sweep as sweeping
+from runners.job import of_machine
 
 KILLS = int(os.environ.get("ZOBENCH_FAULT_KILLS", "6"))
 LONG = KILLS > 6  # more kinds of runs, and longer ones
@@ -39,10 +44,14 @@ def suites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(suites: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Courses of the runs of a sweep that nothing happens to."""
+    """Courses of the runs of the suite, one after the other and undisturbed."""
     out = tmp_path_factory.mktemp("whole") / "faults"
-    code, said = _finish(_start(suites, out))
-    assert code == 0, said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "SUITES", suites)
+        found, _ = suite.load("faults", None)
+        for (point,) in suite.points_of(found, str(out), []):
+            for run in point.runs(found.seeds):
+                assert of_machine(run.overrides).how == "over"
     return all_courses(out)
 
 
@@ -65,16 +74,12 @@ def test_processes_that_are_killed(suites: Path, whole: dict[str, Any], tmp_path
         if pid is not None and psutil.pid_exists(pid) and sweep.poll() is None:
             kill(pid)
             killed[what] += 1
+    code, said = _finish(sweep)
+    for _ in range(5):
+        if code != 0:
+            code, said = _finish(_start(suites, folders[-1]))
+    assert code == 0, said
     for folder in folders:
-        for _ in range(5):
-            if sweep.poll() is None or folder == folders[-1]:
-                code, said = _finish(sweep)
-            if code == 0 and all_courses(folder).keys() == whole.keys():
-                break
-            sweep = _start(suites, folder)
-        code, said = _finish(_start(suites, folder))
-        assert code == 0, said
-        assert said.startswith(f"{len(whole)} of {len(whole)} runs are complete already")
         assert all_courses(folder) == whole
         _nothing_twice(folder)
     print(f"killed {dict(killed)} in {len(folders)} sweeps of {len(whole)} runs")
@@ -91,23 +96,50 @@ def test_two_sweeps_at_once(suites: Path, whole: dict[str, Any], tmp_path: Path)
     _nothing_twice(out)
 
 
-def test_a_full_disk(suites: Path, whole: dict[str, Any], small_disk: Callable[[str], Path]) -> None:
-    out = small_disk("16k") / "faults"
-    code, said = _finish(_start(suites, out))
-    assert code == 1
-    assert "cannot be written (No space left on device)" in said
-    small_disk("64m")
+def test_a_sweep_that_is_stopped(suites: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+    """Its runs stop after a whole step and say so; nothing of it is left running."""
+    out = tmp_path / "faults"
+    sweep = _start(suites, out)
+    while not any('"step"' in path.read_text() for path in out.glob("*.jsonl")) and sweep.poll() is None:
+        time.sleep(0.05)
+    family = psutil.Process(sweep.pid).children(recursive=True)
+    sweep.send_signal(signal.SIGTERM)
+    code, said = _finish(sweep)
+    assert code == 130
+    assert said.splitlines()[-1] == "error: stopped; the same command goes on where it stopped"
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    ends = [json.loads(path.read_text().splitlines()[-1]) for path in out.glob("*.jsonl")]
+    assert {end["kind"] for end in ends} == {"end"}
+    assert "preempted" in [end["status"] for end in ends]
     code, said = _finish(_start(suites, out))
     assert code == 0, said
+    assert all_courses(out) == whole
+
+
+@pytest.mark.usefixtures("here")
+def test_a_full_disk(
+    suites: Path, whole: dict[str, Any], small_disk: Callable[[str], Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "SUITES", suites)
+    out = small_disk("16k") / "faults"
+    ran = cli(sweeping, "suite=faults", f"out={out}")
+    assert ran.code == 1
+    assert "cannot be written (No space left on device)" in ran.out
+    small_disk("64m")
+    assert cli(sweeping, "suite=faults", f"out={out}").code == 0
     assert all_courses(out) == whole
     _nothing_twice(out)
 
 
-def test_a_folder_to_read_only(suites: Path, small_disk: Callable[[str], Path]) -> None:
+def test_a_folder_to_read_only(
+    suites: Path, small_disk: Callable[[str], Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "SUITES", suites)
     small_disk("1m")
     out = small_disk("1m,ro") / "faults"
-    code, said = _finish(_start(suites, out))
-    assert (code, said) == (2, f"error: out={out}: cannot be written (Read-only file system)\n")
+    ran = cli(sweeping, "suite=faults", f"out={out}")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"error: out={out}: cannot be written (Read-only file system)\n"
 
 
 def _start(suites: Path, out: Path) -> subprocess.Popen[str]:

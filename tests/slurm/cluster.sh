@@ -56,7 +56,7 @@ CONF
       i=$((i + 1))
       echo "NodeName=$node NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=1 RealMemory=1000 State=UNKNOWN"
     done
-    echo "PartitionName=test Nodes=$(IFS=,; echo "${nodes[*]}") Default=YES MaxTime=60 OverSubscribe=NO State=UP"
+    echo "PartitionName=test Nodes=$(IFS=,; echo "${nodes[*]}") Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP"
   } | grep -v '^RequeueExit=$' > "$dir/slurm.conf"
   export SLURM_CONF=$dir/slurm.conf
   slurmctld -c
