@@ -8,7 +8,7 @@ N ?= 10000
 CHECKED := build/check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types check tables leaderboard methods tasks bench-analysis browser-test clean
+.PHONY: help setup demo test faults slurm-test lint types check tables leaderboard methods tasks bench-analysis browser-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,13 @@ demo: setup ## a small sweep on the CPU, its tables and plot (minutes, no downlo
 
 test: setup ## the tests
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal
+
+faults: setup ## sweeps that are killed fifty times, on full disks, in read-only folders, two at once (many minutes)
+	@ZOBENCH_FAULT_KILLS=50 $(PY) -m pytest -v -s tests/test_sweep_faults.py
+
+slurm-test: setup ## a sweep on a real Slurm: three nodes on this machine (root; apt-get install slurm-wlm munge)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm]'
+	@ZOBENCH_SLURM_TEST=1 $(PY) -m pytest -v -rs tests/slurm
 
 lint: setup ## ruff
 	@$(PY) -m ruff check .

@@ -68,6 +68,8 @@ def execute(spec: RunSpec, command: str, *, quiet: bool = False) -> Outcome:
                 record.append(run_row(spec, None, command))
             record.append(lost_row("oom", f"while loading: {(str(error) or 'no memory').splitlines()[0]}"), sync=True)
             return Outcome(path, record.rows[-1], False)
+        if record.rows and not record.rows[0]["source"]:  # what loading tells is not in it
+            record.restart()
         if not quiet:
             print(plan(bench, path, resumes=bool(record.rows)), flush=True)
         sink = WandbSink(config, spec.run_id) if config["wandb"]["mode"] != "off" else None

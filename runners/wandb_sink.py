@@ -1,7 +1,9 @@
-"""Streams the rows of a record to Weights & Biases. The record stays the source of truth."""
+"""Streams the rows of a record to Weights & Biases, the runs of a sweep as one group. The record stays the source of
+truth: what goes wrong here after the start costs the run nothing."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,14 @@ class WandbSink:
         )  # fmt: skip
 
     def row(self, row: Mapping[str, Any]) -> None:
+        if self._run is None:
+            return
+        try:
+            self._log(row)
+        except Exception as error:  # no network any more, a full disk, its server process gone
+            self._give_up(error)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
         kind = row["kind"]
         if kind == "step":
             self._run.log({f"train/{k}": v for k, v in row.items() if k not in ("kind", "step")}, step=row["step"])
@@ -49,4 +59,14 @@ class WandbSink:
         del split, n_done, n  # rows only
 
     def close(self) -> None:
-        self._run.finish()
+        if self._run is None:
+            return
+        try:
+            self._run.finish()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run = None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"note: wandb: {reason}; the run goes on without it", file=sys.stderr, flush=True)

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 import json
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 import torch
 
 from runners import execute as execution
-from runners import train
+from runners import launch, train
 from runners.compose import spec_of
+from runners.job import Ended, of_machine
 from zobench.run import Bench, RunSpec, build
 from zobench.tasks import toy
 from zobench.trajectory import SUFFIX, Entry, read
@@ -188,6 +190,44 @@ def fail_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int, BaseE
         monkeypatch.setattr(owner, name, wrapped)
 
     return arm
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """``small_disk("8k")``: a folder with room for so much, or with more room from now on; "8k,ro": to read only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = False
+
+    def make(size: str) -> Path:
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}size={size}"
+        try:
+            done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
+        except OSError:
+            pytest.skip("no mount on this system")
+        if done.returncode != 0:
+            pytest.skip("mounting a small disk needs root")
+        mounted = True
+        return folder
+
+    yield make
+    if mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Launches run in this process; the overrides of every job that was launched."""
+    launched: list[list[str]] = []
+
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
+        del self
+        launched.extend(map(list, jobs))
+        return [of_machine(overrides) for overrides in jobs]
+
+    monkeypatch.setattr(launch.Launch, "__call__", call)
+    return launched
 
 
 FailOnce = Callable[[Any, str, int, BaseException], None]

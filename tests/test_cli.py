@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from conftest import TINY, Cli, Lab
 from omegaconf import OmegaConf
 
 from runners import execute as execution
-from runners import replay, show, sweep, train
+from runners import replay, show, train
 from runners.compose import CONF, check, compose
 from runners.schema import GROUPS
 from zobench import run as runs
@@ -286,115 +285,6 @@ def test_what_replay_refuses(cli: Cli) -> None:
     )
     ran = cli(replay, "/no/such.jsonl")
     assert (ran.code, ran.err) == (1, "error: /no/such.jsonl: cannot be read (No such file or directory)\n")
-
-
-# ---- sweep ----------------------------------------------------------------------------------------------------------
-
-
-def test_what_sweep_refuses(cli: Cli) -> None:
-    ran = cli(sweep, "suite=dmo", "jobs=0", "dry_run=maybe")
-    assert (ran.code, ran.out) == (2, "")
-    names = ", ".join(sorted(path.stem for path in (CONF / "suite").glob("*.yaml")))
-    assert ran.err.splitlines() == [
-        f"error: suite=dmo: must be one of {names} (did you mean demo?)",
-        "error: jobs=0: must be a whole number >= 1",
-        "error: dry_run=maybe: must be true or false",
-    ]
-
-
-@pytest.fixture
-def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """``suite(**keys)`` writes a suite of tiny runs and returns the arguments that start it."""
-
-    def make(**keys: Any) -> list[str]:
-        folder = tmp_path / "suites"
-        folder.mkdir(exist_ok=True)
-        OmegaConf.save({"common": TINY, **keys}, folder / "pair.yaml")
-        monkeypatch.setattr(sweep, "SUITES", folder)
-        return ["suite=pair", f"out={tmp_path / 'pair'}"]
-
-    return make
-
-
-@pytest.mark.usefixtures("_nothing_is_loaded")
-def test_a_dry_run_lists_the_points(cli: Cli, suite: Callable[..., list[str]]) -> None:
-    arguments = suite(runs=[["optimizer=adamw"], ["optimizer=sgd", "scheme=lora"]], seeds=[1, 2, 3], tune_seeds=[1])
-    ran = cli(sweep, *arguments, "dry_run=true")
-    assert (ran.code, ran.err) == (0, "")
-    lines = ran.out.splitlines()
-    assert len(lines) == 9
-    common = f"out=results/pair {' '.join(TINY)}"
-    assert lines[0] == f"{common} optimizer=adamw {arguments[1]} progress=false optimizer.lr=5e-06"
-    assert [line.split()[-1] for line in lines[4:8]] == [f"optimizer.lr={lr}" for lr in (0.001, 0.01, 0.1, 0.3)]
-    assert lines[8] == "8 runs of the search, 6 final runs (some may be runs of the search)"
-
-
-def test_a_sweep_twice(
-    cli: Cli, suite: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """First in one real worker process; the second time nothing is left to do."""
-    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        monkeypatch.setenv(variable, "1")
-    arguments = suite(runs=[["optimizer=zo_sgd"], ["optimizer=adamw"]], seeds=[1], tune_seeds=[])
-    first = cli(sweep, *arguments)
-    assert (first.code, first.err) == (0, "")
-    lines = first.out.splitlines()
-    assert lines[0].startswith("[1] model=tiny task=toy ")
-    assert "optimizer=zo_sgd seed=1: completed: test accuracy " in lines[0]
-    assert lines[-1].startswith("2 runs, 0 without a result, ")
-    records = {path: path.read_bytes() for path in (tmp_path / "pair").iterdir()}
-    assert len(records) == 3  # one trajectory
-
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", _InThisProcess)
-    again = cli(sweep, *arguments)
-    assert (again.code, again.err) == (0, "")
-    assert again.out.count("already complete: test accuracy ") == 2
-    assert {path: path.read_bytes() for path in (tmp_path / "pair").iterdir()} == records
-
-
-class _InThisProcess:
-    """A pool of no workers."""
-
-    def __init__(self, jobs: int, **how: Any) -> None:
-        del jobs, how
-
-    def __enter__(self) -> _InThisProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        from concurrent.futures import Future
-
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-def test_a_search_takes_the_best_point_on_dev(
-    cli: Cli, suite: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without runs: dev says what the worker would."""
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", _InThisProcess)
-    devs = {"5e-06": (0.6, -0.5), "1e-05": (0.7, -0.6), "2e-05": (0.7, -0.5), "5e-05": None}
-    worked: list[str] = []
-
-    def work(overrides: list[str]) -> sweep.Done:
-        lr, seed = (text.split("=")[1] for text in overrides[-2:])
-        worked.append(f"{lr} {seed}")
-        dev = devs[lr]
-        return sweep.Done("completed" if dev else "diverged", "done", dev)
-
-    monkeypatch.setattr(sweep, "work", work)
-    ran = cli(sweep, *suite(runs=[["optimizer=adamw"]], seeds=[7, 8], tune_seeds=[1]))
-    assert ran.code == 0
-    assert worked == ["5e-06 1", "1e-05 1", "2e-05 1", "5e-05 1", "2e-05 7", "2e-05 8"]
-    (chosen,) = [line for line in ran.out.splitlines() if line.startswith("chosen on dev: ")]
-    assert chosen.endswith(" optimizer.lr=2e-05")
 
 
 # ---- the yamls ------------------------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import errno
 import json
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,6 @@ from runners import train as command
 from zobench.objective import TaskObjective
 from zobench.record import Record, RecordError, read_rows
 from zobench.run import Bench
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """``small_disk("8k")``: a folder with room for so much, or with more room from now on."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def make(size: str) -> Path:
-        nonlocal mounted
-        options = f"{'remount,' if mounted else ''}size={size}"
-        try:
-            done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
-        except OSError:
-            pytest.skip("no mount on this system")
-        if done.returncode != 0:
-            pytest.skip("mounting a small disk needs root")
-        mounted = True
-        return folder
-
-    yield make
-    if mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
 
 # ---- the disk -------------------------------------------------------------------------------------------------------
 

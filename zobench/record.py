@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zobench.lock import RunLock
+
 SCHEMA = 1
 FINISHED = ("completed", "diverged", "oom", "skipped")  # statuses of a run that is not run again
 
@@ -18,23 +20,40 @@ class RecordError(Exception):
     """A record that cannot be read or written; the message names the file and what to do."""
 
 
+class RecordHeld(RecordError):
+    """Another process works on the run."""
+
+
 class Record:
-    """An open record. Opening locks it, so that two processes never write one run, and drops a torn last line.
+    """An open record. Opening locks the run, so that two processes never write it, and drops a torn last line.
 
     Raises:
-        RecordError: the file is broken, in use by another process, or cannot be written.
+        RecordHeld: another process works on the run.
+        RecordError: the file is broken or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = RunLock(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._lock.take():
+                raise RecordHeld(f"{path}: another process is running this run")
             self._file = path.open("ab")
         except OSError as error:
+            self._lock.give()
             raise RecordError(f"{path}: cannot be written ({error.strerror})") from error
-        _lock(self._file, path)
-        self.rows, good = read_rows(path)
-        os.truncate(path, good)
+        try:
+            self.rows, good = read_rows(path)
+            os.truncate(path, good)
+        except BaseException:
+            self._file.close()
+            self._lock.give()
+            raise
+
+    def restart(self) -> None:
+        """Forget all rows: the run was over before anything of it was loaded, and begins anew."""
+        os.truncate(self.path, 0)
+        self.rows = []
 
     def append(self, row: Mapping[str, Any], sync: bool = False) -> None:
         """Add a row; ``sync``: wait until it is on the disk."""
@@ -62,11 +81,12 @@ class Record:
         return evals_of(self.rows, split, until)
 
     def close(self) -> None:
-        """Close the file, and remove it if nothing was ever written to it."""
+        """Close the file, remove it if nothing was ever written to it, and let others have the run."""
         if not self.rows:
             self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a row that could not be written is tried once more; its error is known
             self._file.close()
+        self._lock.give()
 
 
 def evals_of(rows: Iterable[dict[str, Any]], split: str, until: int) -> list[dict[str, Any]]:
@@ -106,17 +126,6 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     if rows and rows[0].get("schema") != SCHEMA:
         raise RecordError(f"{path}: schema {rows[0].get('schema')}; this version of zobench reads schema {SCHEMA}")
     return rows, good
-
-
-def _lock(file: Any, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this system: idempotence then rests on the user
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise RecordError(f"{path}: another process is running this run") from error
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -158,6 +158,16 @@ class RunSpec:
         return "-".join([*names, f"s{self.seed}", digest])
 
 
+class Built(Protocol):
+    """A model with its scheme, and the optimizer of what trains; a `Bench`, or less."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining: ...
+
+
 @dataclass
 class Bench:
     """A run with everything loaded: model with its scheme, optimizer, encoded examples."""
@@ -259,7 +269,7 @@ def _writer(spec: RunSpec, model: nn.Module, tokenizer: Any, pad_id: int) -> Wri
     return Generator(model, tokenizer, task.stop, task.max_new_tokens, pad_id, spec.device), Judge(task.final)
 
 
-def state_bytes(bench: Bench) -> int:
+def state_bytes(bench: Built) -> int:
     """Bytes that weights, masters, gradients and optimizer states will take; activations not counted."""
     total = sum(p.nbytes for p in bench.model.parameters()) + getattr(bench.optimizer, "extra_bytes", 0)
     if isinstance(bench.optimizer, ZOOptimizer):

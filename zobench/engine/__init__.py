@@ -39,4 +39,8 @@ def engine_for(device: torch.device) -> Engine:
         from zobench.engine.cuda import CudaEngine
 
         return CudaEngine()
+    if device.type == "meta":
+        from zobench.engine.nothing import NoEngine
+
+        return NoEngine()
     raise ValueError(f"device={device}: weights can be swept on cpu and cuda")

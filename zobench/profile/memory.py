@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from zobench.engine import standing_in
+from zobench.engine.nothing import NoEngine
 from zobench.layers import Layers
 from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
 from zobench.profile.rows import fixed
-from zobench.profile.weightless import Meter, NoEngine, refill, weightless
+from zobench.profile.weightless import Meter, refill, weightless
 from zobench.run import RunSpec, make_optimizer
 from zobench.schemes.linear_probe import LinearProbe
 from zobench.scoring import Scorer, collate
@@ -40,13 +42,9 @@ def predict(spec: RunSpec, length: int) -> Prediction:
     """
     if isinstance(spec.scheme, LinearProbe):
         raise ValueError("scheme=linear_probe: trains on cached features; its memory is that of a forward")
-    cpu, meta = torch.device("cpu"), torch.device("meta")
-    tokenizer, _ = spec.model.load_tokenizer()
-    model = spec.model.skeleton().to(spec.precision.torch_dtype)
-    spec.model.prepare(model)
-    with Meter(), meta:
-        model = spec.scheme.apply(model, spec.seed, meta, tokenizer)
-    rows = fixed(spec.batch_size, length, len(tokenizer), spec.seed)
+    cpu = torch.device("cpu")
+    model = outline(spec)
+    rows = fixed(spec.batch_size, length, 2, spec.seed)
     part = spec.micro_batch_size or spec.batch_size
     with weightless() as meter, standing_in(NoEngine()):
         refill(model)
@@ -62,3 +60,17 @@ def predict(spec: RunSpec, length: int) -> Prediction:
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         return Prediction(weights, max(states, meter.live - weights), meter.peak)
+
+
+def outline(spec: RunSpec) -> nn.Module:
+    """The run's model with its scheme, on torch's meta device: names, shapes and dtypes.
+
+    Raises:
+        ModelError: the model's config or the tokenizer cannot be had, or the scheme does not go with the model.
+    """
+    meta = torch.device("meta")
+    tokenizer, _ = spec.model.load_tokenizer()
+    model = spec.model.skeleton().to(spec.precision.torch_dtype)
+    spec.model.prepare(model)
+    with Meter(), meta:  # which answers where code asks for values
+        return spec.scheme.apply(model, spec.seed, meta, tokenizer)

@@ -57,18 +57,6 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.live)
 
 
-class NoEngine:
-    """Sweeps that move nothing. A real one makes no tensor either."""
-
-    def sweep(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
-
-    def squared_norm(self, *args: Any) -> float:
-        """As if |z| = 1."""
-        del args
-        return 1.0
-
-
 @contextmanager
 def weightless() -> Iterator[Meter]:
     """Inside, tensors that are made have no values, and are counted."""

@@ -1,0 +1,55 @@
+"""What a sweep would do, and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from runners.choice import choose, has_result
+from runners.forecast import Cost, Forecast, totals
+from runners.glance import Glance
+from runners.suite import Point, Run, Suite
+from runners.view import duration
+from zobench.record import FINISHED
+
+HEAD = f"{'status':<12}{'forwards':>10}{'time':>9}{'GiB':>9}  run"
+
+
+def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
+    """Print each run with its status, forwards, time and memory, and sums of what is left; 0."""
+    forecast = Forecast([folder, *sorted(Path("results").glob("*/"))])
+    print(HEAD)
+    left: list[Cost] = []
+    n_done = n = 0
+    search = [run for found in points for point in found for run in point.runs(suite.tune_seeds)]
+    final = [_final(suite, found) for found in points]
+    known = {run.run_id: run for run in [*search, *(run for runs in final if runs is not None for run in runs)]}
+    for run in known.values():
+        cost, status = forecast.of(run.spec), Glance(run.path).stand().status
+        print(_line(status, cost, " ".join(run.overrides)))
+        n, n_done = n + 1, n_done + (status in FINISHED)
+        left += [] if status in FINISHED else [cost]
+    for runs, found in zip(final, points, strict=True):
+        if runs is not None:
+            continue
+        cost = forecast.of(found[0].spec)
+        for seed in sorted(set(suite.seeds) - set(suite.tune_seeds)):
+            print(_line("waiting", cost, f"{found[0].label} seed={seed}, at the chosen of {len(found)} points"))
+            n, left = n + 1, [*left, cost]
+    print(f"{n} runs, {n_done} done; left: {totals(left)}" if left else f"{n} runs, all done")
+    return 0
+
+
+def _final(suite: Suite, found: Sequence[Point]) -> list[Run] | None:
+    """The final runs of a kind; None where its point is not chosen yet."""
+    if suite.tune_seeds and not all(has_result(run) for point in found for run in point.runs(suite.tune_seeds)):
+        return None
+    point = choose(found, suite.tune_seeds) if suite.tune_seeds else found[0]
+    return point.runs(suite.seeds)
+
+
+def _line(status: str, cost: Cost, run: str) -> str:
+    forwards = "unknown" if cost.forwards is None else f"{cost.forwards:,.0f}"
+    time = "unknown" if cost.seconds is None else duration(cost.seconds)
+    gib = "unknown" if cost.bytes is None else f"{cost.bytes / 2**30:.3f}"
+    return f"{status:<12}{forwards:>10}{time:>9}{gib:>9}  {run}"

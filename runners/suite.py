@@ -1,0 +1,212 @@
+"""A suite: what conf/suite/<name>.yaml says, at one of its scales, as runs.
+
+scale: lab                  # where none is asked for
+common: [task=sst2]         # overrides of every run
+runs:                       # more overrides; each line a grid in the syntax of Hydra's multirun
+  - [optimizer=zo_sgd,adamw, scheme=full,lora]
+seeds: [1, 2, 3]            # of the final runs
+tune_seeds: [1]             # of the search over each optimizer's own grid, empty for no search
+scales:                     # those of paper, lab, smoke that there are; each adds to common, and replaces the rest
+  paper: {common: [model=opt-1.3b]}
+  lab: {common: [model=opt-lab]}
+  smoke: {common: [model=tiny, task=toy], seeds: [1], tune_seeds: []}
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from runners.compose import CONF, check, compose
+from runners.multirun import expand
+from zobench.config import ConfigError, unknown
+from zobench.run import RunSpec
+from zobench.train import record_path
+
+SUITES = CONF / "suite"
+SCALES = ("paper", "lab", "smoke")
+SHOWN = ("model", "task", "scheme", "optimizer", "precision", "seed")  # of the overrides, in a run's label
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite at one scale; see above."""
+
+    common: list[str]
+    runs: list[list[str]]
+    seeds: list[int]
+    tune_seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. ``overrides``: of its command line."""
+
+    overrides: tuple[str, ...]
+    spec: RunSpec
+
+    @property
+    def run_id(self) -> str:
+        return self.spec.run_id
+
+    @property
+    def path(self) -> Path:
+        """Of its record."""
+        return record_path(Path(self.spec.config["out"]), self.run_id)
+
+    @property
+    def command(self) -> str:
+        """That runs it alone."""
+        return "python -m runners.train " + " ".join(self.overrides)
+
+    @property
+    def label(self) -> str:
+        return label(self.overrides)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run but for its seed: one of a grid's, or the only one."""
+
+    overrides: tuple[str, ...]
+    spec: RunSpec
+
+    def run(self, seed: int) -> Run:
+        spec = replace(self.spec, seed=seed, config={**self.spec.config, "seed": seed})
+        return Run((*self.overrides, f"seed={seed}"), spec)
+
+    def runs(self, seeds: Iterable[int]) -> list[Run]:
+        return [self.run(seed) for seed in seeds]
+
+    @property
+    def label(self) -> str:
+        return label(self.overrides)
+
+
+def names() -> list[str]:
+    """Of all suites."""
+    return sorted(path.stem for path in SUITES.glob("*.yaml"))
+
+
+def load(name: str, scale: str | None) -> tuple[Suite, str]:
+    """The suite of a yaml at a scale, by default its own, and the folder of its records.
+
+    Raises:
+        ConfigError: there is no such suite or scale, or the yaml is not of the form above.
+    """
+    if name not in names():
+        raise ConfigError([unknown("suite", name, names())])
+    found: Any = OmegaConf.to_container(OmegaConf.load(SUITES / f"{name}.yaml"))
+    scales = found.pop("scales", None) or {}
+    own = found.pop("scale", next(iter(scales), None))
+    problems = [unknown(f"conf/suite/{name}.yaml: scale", s, SCALES) for s in scales if s not in SCALES]
+    if scale is not None and scale not in scales:
+        problems.append(
+            unknown("scale", scale, list(scales)) if scales else f"scale={scale}: suite {name} has no scales"
+        )
+    chosen = scale or own
+    merged = _scaled(found, scales.get(chosen) or {})
+    problems += [f"conf/suite/{name}.yaml: {problem}" for problem in _problems(merged)]
+    if problems:
+        raise ConfigError(problems)
+    return Suite(**merged), f"results/{name}" if chosen == own else f"results/{name}_{chosen}"
+
+
+def points_of(suite: Suite, out: str, more: Sequence[str], only: Sequence[str] = ()) -> list[list[Point]]:
+    """The points of each kind of run: those of the optimizer's grid for its scheme where there is a search, else one.
+
+    Args:
+        out: folder of the records.
+        more: overrides that every run takes in the end.
+        only: keep the runs that name one of these options; empty for all.
+
+    Raises:
+        ConfigError: with the problems of all runs.
+    """
+    kinds = [kind for line in suite.runs for kind in expand(line)]
+    if only:
+        kinds = [kind for kind in kinds if any(o.split("=")[-1] in only for o in kind)]
+    asked = [last_of_each([f"out={out}", *suite.common, *kind, *more, "progress=false"]) for kind in kinds]
+    problems: list[str] = []
+    found = [_points(overrides, bool(suite.tune_seeds), problems) for overrides in asked]
+    searched = [(points, kind) for points, kind in zip(found, asked, strict=True) if _trains(points)]
+    sizes = {len(points): label(kind) for points, kind in searched}
+    if not problems and len(sizes) > 1:
+        told = "; ".join(f"{n} of {what}" for n, what in sizes.items())
+        problems.append(f"search: every optimizer gets the same number of trials, and there are {told}")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return found
+
+
+def last_of_each(overrides: Sequence[str]) -> list[str]:
+    """The last override of each key, where its first stood."""
+    return list({text.split("=")[0]: text for text in overrides}.values())
+
+
+def label(overrides: Iterable[str]) -> str:
+    """What tells a run from the others of its suite."""
+    return " ".join(o for o in overrides if o.split("=")[0] in SHOWN or o.startswith("optimizer"))
+
+
+def _scaled(base: Mapping[str, Any], scale: Mapping[str, Any]) -> dict[str, Any]:
+    return {**base, **scale, "common": [*base.get("common", []), *scale.get("common", [])]}
+
+
+def _problems(suite: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the form of a suite."""
+    keys = [f.name for f in fields(Suite)]
+    found = [unknown("key", key, keys) for key in suite if key not in keys]
+    found += [f"{key}: every suite has it" for key in keys if key not in suite]
+    for key, kind in (("common", str), ("seeds", int), ("tune_seeds", int)):
+        value = suite.get(key, [])
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
+            found.append(f"{key}={value}: must be a list of {'overrides' if kind is str else 'whole numbers'}")
+    runs = suite.get("runs", [[]])
+    if not isinstance(runs, list) or not runs or not all(isinstance(line, list) for line in runs):
+        found.append("runs: must be a list of lists of overrides")
+    if not suite.get("seeds", [1]):
+        found.append("seeds: must name at least one")
+    return found
+
+
+def _points(kind: list[str], search: bool, problems: list[str]) -> list[Point]:
+    """The points of a kind; what is wrong goes to ``problems``."""
+    config, found = compose(kind)
+    if config is None or found:
+        problems += found
+        return []
+    grid: Mapping[str, list[Any]] = {}
+    if search and "search" in config["optimizer"]:  # one that trains nothing has nothing to search
+        grids = config["optimizer"]["search"]
+        grid = grids.get(config["scheme"]["name"], grids["lora"])  # a scheme without a grid of its own is like LoRA
+    points = []
+    for values in itertools.product(*grid.values()):
+        # Composing takes a hundred times as long. No yaml has a key of a grid stand in another value.
+        varied = copy.deepcopy(config)
+        overrides = list(kind)
+        for key, value in zip(grid, values, strict=True):
+            _set(varied["optimizer"], key, value)
+            overrides.append(f"optimizer.{key}={value}")
+        spec, wrong = check(varied)
+        problems += wrong
+        if spec is not None and not wrong:
+            points.append(Point(tuple(last_of_each(overrides)), spec))
+    return points
+
+
+def _trains(points: list[Point]) -> bool:
+    return all(point.spec.trains for point in points)
+
+
+def _set(node: dict[str, Any], key: str, value: object) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        node = node[part]
+    node[last] = value

@@ -1,0 +1,394 @@
+"""What `runners.sweep` refuses, plans, runs and chooses, and what `runners.status` says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import TINY, Cli
+from omegaconf import OmegaConf
+
+from runners import launch, local, status, suite, sweep
+from runners.compose import spec_of
+from runners.forecast import Forecast, shape_of
+from runners.job import Ended
+from zobench.config import ConfigError
+from zobench.lock import RunLock, is_held
+from zobench.models import ModelError
+from zobench.record import Record
+
+MakeSuite = Callable[..., list[str]]
+WITH_LAB = ["model.path=package:tiny", "data.root=."]
+
+
+@pytest.fixture
+def make_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSuite:
+    """``make_suite(**keys)`` writes a suite of tiny runs and returns the arguments that start it."""
+
+    def make(**keys: Any) -> list[str]:
+        folder = tmp_path / "suites"
+        folder.mkdir(exist_ok=True)
+        OmegaConf.save({"common": TINY, **keys}, folder / "pair.yaml")
+        monkeypatch.setattr(suite, "SUITES", folder)
+        return ["suite=pair", f"out={tmp_path / 'pair'}"]
+
+    return make
+
+
+# ---- what it refuses ------------------------------------------------------------------------------------------------
+
+
+def test_what_sweep_refuses(cli: Cli) -> None:
+    ran = cli(sweep, "suite=dmo", "jobs=0", "dry_run=maybe", "launcher=slrm")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines() == [
+        f"error: suite=dmo: must be one of {', '.join(suite.names())} (did you mean demo?)",
+        "error: jobs=0: must be a whole number >= 1",
+        "error: launcher=slrm: must be one of local, slurm (did you mean slurm?)",
+        "error: dry_run=maybe: must be true or false",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["scale=paper"], "scale=paper: must be one of smoke"),
+        (["seed=3"], "seed: the suite says its seeds ([1, 2]); run one seed with runners.train"),
+        (["only=zo_adm"], "only=zo_adm: no run of suite demo names it"),
+        (["launcher.partition=gpu"], "launcher.partition=gpu: launcher=local has no options but jobs"),
+        (["modle=tiny"], "modle: no such key; there are "),
+    ],
+)
+def test_what_a_suite_refuses(cli: Cli, arguments: list[str], line: str) -> None:
+    ran = cli(sweep, "suite=demo", *arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"runs": [["optimizer=sgd"]], "seeds": [1]}, "tune_seeds: every suite has it"),
+        ({"runs": [], "seeds": [1], "tune_seeds": []}, "runs: must be a list of lists of overrides"),
+        ({"runs": [["optimizer=sgd"]], "seeds": ["one"], "tune_seeds": []}, "seeds=['one']: must be a list of whole"),
+        ({"runs": [["optimizer=sgd"]], "seeds": [], "tune_seeds": []}, "seeds: must name at least one"),
+        ({"runs": [["optimizer=sgd"]], "seed": [1], "tune_seeds": []}, "key=seed: must be one of common, runs, seeds"),
+        (
+            {"runs": [["optimizer=sgd"]], "seeds": [1], "tune_seeds": [], "scales": {"big": {}}},
+            "scale=big: must be one",
+        ),
+    ],
+)
+def test_a_suite_of_another_form(cli: Cli, make_suite: MakeSuite, keys: dict[str, Any], problem: str) -> None:
+    ran = cli(sweep, *make_suite(**keys))
+    assert ran.code == 2
+    assert any(f"conf/suite/pair.yaml: {problem}" in line for line in ran.err.splitlines()), ran.err
+
+
+def test_slurm_where_there_is_none(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "_installed", lambda _: False)
+    ran = cli(sweep, "suite=demo", "only=zo_sgd", "launcher=slurm", f"out={tmp_path / 'demo'}")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "error: launcher=slurm: needs hydra-submitit-launcher; pip install 'zobench[slurm]'\n"
+
+
+def test_every_optimizer_gets_the_same_number_of_trials(make_suite: MakeSuite) -> None:
+    make_suite(
+        runs=[["optimizer=sgd,adamw", "optimizer.search.full.lr=[1,2]"], ["optimizer=adam"]], seeds=[1], tune_seeds=[1]
+    )
+    with pytest.raises(ConfigError, match=r"the same number of trials, and there are 2 of .*; 4 of "):
+        suite.points_of(suite.load("pair", None)[0], "x", [])
+
+
+def test_a_folder_that_cannot_be_written_is_told_once(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ran = cli(sweep, "suite=demo", f"out={tmp_path / 'file' / 'demo'}")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"error: out={tmp_path / 'file' / 'demo'}: cannot be written (Not a directory)\n"
+
+
+# ---- scales ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_scale_adds_to_what_is_common_and_replaces_the_rest(make_suite: MakeSuite) -> None:
+    make_suite(
+        scale="lab", runs=[["optimizer=zo_sgd,zo_adam"]], seeds=[1, 2], tune_seeds=[3],
+        scales={"lab": {}, "smoke": {"common": ["batch_size=4", "budget.amount=1"], "seeds": [9], "tune_seeds": []}},
+    )  # fmt: skip
+    own, own_out = suite.load("pair", None)
+    assert suite.load("pair", "lab") == (own, own_out)
+    assert (own.common, own.seeds, own.tune_seeds, own_out) == (TINY, [1, 2], [3], "results/pair")
+    small, small_out = suite.load("pair", "smoke")
+    assert (small.common, small.seeds) == ([*TINY, "batch_size=4", "budget.amount=1"], [9])
+    assert (small.tune_seeds, small.runs, small_out) == ([], own.runs, "results/pair_smoke")
+    (first,), _ = suite.points_of(small, small_out, [])
+    assert first.spec.budget.amount == 1  # the last of two overrides of one key
+    assert [o for o in first.overrides if o.startswith("budget.amount")] == ["budget.amount=1"]
+
+
+def _all_scales() -> list[tuple[str, str]]:
+    yamls = {path.stem: OmegaConf.load(path) for path in suite.SUITES.glob("*.yaml")}
+    return [(name, scale) for name, yaml in sorted(yamls.items()) for scale in yaml.scales]
+
+
+@pytest.mark.parametrize(("name", "scale"), _all_scales())
+def test_every_suite_composes_at_every_scale(name: str, scale: str) -> None:
+    """All its runs bind; those of the largest only in part, since composing takes a tenth of a second."""
+    found, out = suite.load(name, scale)
+    only = ["zo_sgd", "hybrid", "sgd"] if (name, scale) == ("lab", "smoke") else []
+    points = suite.points_of(found, out, WITH_LAB if scale == "lab" else [], only)
+    ids = [run.run_id for kind in points for point in kind for run in point.runs(found.seeds)]
+    assert len(set(ids)) == len(ids) > 0
+
+
+def test_the_points_of_a_grid_are_what_their_overrides_compose_to(make_suite: MakeSuite) -> None:
+    """They are set in the composed config instead of being composed."""
+    make_suite(runs=[["optimizer=hybrid", "scheme=lora"], ["optimizer=zo_sgd"]], seeds=[1], tune_seeds=[1])
+    for kind in suite.points_of(suite.load("pair", None)[0], "x", []):
+        for run in kind[-1].runs([5]):
+            assert spec_of(run.overrides).config == run.spec.config
+            assert spec_of(run.overrides).run_id == run.run_id
+
+
+# ---- dry runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_is_done_and_what_is_left(cli: Cli, make_suite: MakeSuite, here: list[list[str]]) -> None:
+    arguments = make_suite(
+        runs=[["optimizer=adamw"], ["optimizer=sgd", "scheme=lora"]], seeds=[1, 2, 3], tune_seeds=[1]
+    )
+    ran = cli(sweep, *arguments, "dry_run=true")
+    assert (ran.code, ran.err, here) == (0, "", [])
+    head, *lines, total = ran.out.splitlines()
+    assert head.split() == ["status", "forwards", "time", "GiB", "run"]
+    tiny = " ".join(TINY).replace("optimizer.lr=1e-4", "optimizer.lr={}")
+    assert lines[0].split()[:4] == ["waiting", "36", "unknown", "0.005"]
+    for line, lr in zip(lines[:4], ("5e-06", "1e-05", "2e-05", "5e-05"), strict=True):
+        assert line.endswith(f"  {arguments[1]} {tiny.format(lr)} optimizer=adamw seed=1")
+    assert [line.count("optimizer=sgd scheme=lora") for line in lines[4:8]] == [1] * 4
+    assert lines[8].endswith(" optimizer=adamw seed=2, at the chosen of 4 points")
+    assert len(lines) == 8 + 4
+    assert total == "12 runs, 0 done; left: 432 forwards, hours unknown, up to 0.005 GiB a run, activations on top"
+
+
+def test_a_dry_run_learns_from_records(cli: Cli, make_suite: MakeSuite, here: list[list[str]]) -> None:
+    arguments = make_suite(runs=[["optimizer=adamw"]], seeds=[1, 2], tune_seeds=[])
+    assert cli(sweep, *arguments).code == 0
+    assert len(here) == 2
+    done = cli(sweep, *arguments, "dry_run=true")
+    assert done.out.splitlines()[-1] == "2 runs, all done"
+    more = cli(sweep, *arguments, "dry_run=true", "budget.amount=1200")
+    assert more.out.splitlines()[-1].startswith("2 runs, 0 done; left: 7,200 forwards, 0.0")
+    assert " hours of " in more.out.splitlines()[-1]
+
+
+def test_memory_is_known_without_weights() -> None:
+    """The same as of the model when it is loaded; of one that lies nowhere here, too."""
+    from zobench.run import build, state_bytes
+
+    for overrides in (["optimizer=zo_adam", "scheme=lora"], ["optimizer=adamw", "precision=bf16_master"]):
+        spec = spec_of([*TINY, *overrides])
+        bench = build(spec)
+        assert shape_of(spec) == (state_bytes(bench), bench.optimizer.forwards_per_step)
+    large = Forecast([]).of(spec_of(["model=opt-13b", "optimizer=zo_sgd"]))
+    assert large.bytes is not None
+    assert large.bytes > 4 * 12e9
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_twice(cli: Cli, make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First in real processes; the second time nothing is left to do."""
+    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+    arguments = make_suite(runs=[["optimizer=zo_sgd,adamw"]], seeds=[1], tune_seeds=[])
+    first = cli(sweep, *arguments)
+    assert (first.code, first.err) == (0, "")
+    lines = first.out.splitlines()
+    assert lines[0].startswith("[1/2] model=tiny task=toy ")
+    assert "optimizer=zo_sgd seed=1: completed: test accuracy " in lines[0]
+    assert lines[-1].startswith("2 runs, 0 without a result, ")
+    records = _files(tmp_path / "pair")
+    assert len(records) == 3  # one trajectory
+
+    again = cli(sweep, *arguments)
+    assert (again.code, again.err) == (0, "")
+    assert again.out.splitlines()[0] == "2 of 2 runs are complete already"
+    assert _files(tmp_path / "pair") == records
+    assert status.main([str(tmp_path / "pair")]) == 0
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_search_takes_the_best_point_on_dev(cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without runs: the records say what dev would."""
+    devs = {"5e-06": (0.6, 0.5), "1e-05": (0.7, 0.6), "2e-05": (0.7, 0.5), "5e-05": None}
+    worked: list[str] = []
+
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
+        del self
+        return [_pretend(overrides, devs, worked) for overrides in jobs]
+
+    monkeypatch.setattr(launch.Launch, "__call__", call)
+    ran = cli(sweep, *make_suite(runs=[["optimizer=adamw"]], seeds=[7, 8], tune_seeds=[1]))
+    assert ran.code == 0
+    assert worked == ["5e-06 1", "1e-05 1", "2e-05 1", "5e-05 1", "2e-05 7", "2e-05 8"]
+    (chosen,) = [line for line in ran.out.splitlines() if line.startswith("chosen on dev: ")]
+    assert " optimizer.lr=2e-05" in chosen
+
+
+def _pretend(overrides: Sequence[str], devs: dict[str, tuple[float, float] | None], worked: list[str]) -> Ended:
+    """Write the record of a run that was not made."""
+    given = dict(text.split("=") for text in overrides)
+    lr = given["optimizer.lr"]
+    worked.append(f"{lr} {given['seed']}")
+    spec = spec_of(overrides)
+    record = Record(Path(given["out"]) / f"{spec.run_id}.jsonl")
+    record.append({"kind": "run", "schema": 1, "metric": "accuracy", "budget": {"unit": "steps", "amount": 1}})
+    end: dict[str, Any] = {"kind": "end", "status": "diverged", "reason": "loss nan", "metrics": {}}
+    if (dev := devs[lr]) is not None:
+        scores = {"accuracy": dev[0], "loss": dev[1]}
+        end |= {"status": "completed", "metrics": {"dev": scores, "test": scores}, "chosen_step": 1, "train_s": 0.0}
+    record.append(end)
+    record.close()
+    return Ended("over", "done")
+
+
+def test_a_run_that_cannot_go_on_is_a_record(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    del here
+    arguments = make_suite(runs=[["optimizer=zo_sgd,adamw"]], seeds=[1], tune_seeds=[])
+
+    def load(*_: Any) -> None:
+        raise ModelError("model tiny: nowhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zobench.models.CausalLM.load", load)
+        ran = cli(sweep, *arguments)
+    assert ran.code == 1
+    assert ran.out.count("failed: model tiny: nowhere") == 2
+    assert ran.out.splitlines()[-1].startswith("2 runs, 2 without a result, ")
+    for path in sorted((tmp_path / "pair").glob("*.jsonl")):
+        end = json.loads(path.read_text().splitlines()[-1])
+        assert (end["status"], end["reason"]) == ("failed", "model tiny: nowhere")
+    assert cli(sweep, *arguments).code == 0  # and is no hindrance
+    for path in sorted((tmp_path / "pair").glob("*.jsonl")):
+        kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+        assert (kinds[0], kinds[-1], "resume" in kinds, kinds.count("run")) == ("run", "end", False, 1)
+
+
+def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
+    cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launched = 0
+
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
+        nonlocal launched
+        del self
+        launched += len(jobs)
+        return [Ended("died", "its process was killed by SIGSEGV", ("Fatal Python error", "in a place")) for _ in jobs]
+
+    monkeypatch.setattr(launch.Launch, "__call__", call)
+    ran = cli(sweep, *make_suite(runs=[["optimizer=zo_sgd"]], seeds=[1], tune_seeds=[]))
+    assert (ran.code, launched) == (1, sweep.TRIES)
+    (path,) = (tmp_path / "pair").glob("*.jsonl")
+    end = json.loads(path.read_text().splitlines()[-1])
+    assert end["status"] == "failed"
+    assert end["reason"] == "its process was killed by SIGSEGV (3 times)"
+    assert end["log"] == ["Fatal Python error", "in a place"]
+
+
+def test_a_run_that_another_process_works_on_is_waited_for(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = make_suite(runs=[["optimizer=zo_sgd,adamw"]], seeds=[1], tune_seeds=[])
+    (zo,), (adamw,) = suite.points_of(suite.load("pair", None)[0], "x", arguments[1:])
+    theirs = RunLock(zo.run(1).path)
+    assert theirs.take()
+    assert is_held(zo.run(1).path)
+
+    def sleep(seconds: float) -> None:
+        del seconds
+        assert [adamw.run(1).run_id] == [p.stem for p in (tmp_path / "pair").glob("*.jsonl")]
+        theirs.give()
+
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    assert cli(sweep, *arguments).code == 0
+    assert len(here) == 2
+    assert len(list((tmp_path / "pair").glob("*.jsonl"))) == 2
+
+
+def test_a_wandb_that_fails_costs_the_run_nothing(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its rows are lost, those of the record are not; the group is the sweep's folder."""
+    del here
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    started: list[dict[str, Any]] = []
+
+    def init(**how: Any) -> SimpleNamespace:
+        started.append(how)
+        return SimpleNamespace(log=fail, finish=fail, summary={})
+
+    monkeypatch.setattr("wandb.init", init)
+    arguments = make_suite(runs=[["optimizer=zo_sgd"]], seeds=[1], tune_seeds=[])
+    ran = cli(sweep, *arguments, "wandb.mode=offline")
+    assert (ran.code, ran.err) == (0, "note: wandb: No space left on device; the run goes on without it\n")
+    assert [(how["group"], how["mode"], how["dir"]) for how in started] == [("pair", "offline", str(tmp_path / "pair"))]
+
+
+# ---- status ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_status_of_the_lab_results(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source = sorted((Path(__file__).parents[1] / "results/lab_precision").glob("*.jsonl"))
+    for path in source:
+        shutil.copy(path, tmp_path)
+    whole = (tmp_path / source[0].name).read_text().splitlines(keepends=True)
+    (tmp_path / source[0].name).write_text("".join(whole[:-1]))
+    failed = json.dumps({"kind": "end", "status": "failed", "reason": "killed", "metrics": {}, "log": ["last words"]})
+    (tmp_path / source[1].name).write_text(
+        "".join((tmp_path / source[1].name).read_text().splitlines(True)[:-1]) + failed + "\n"
+    )
+    assert status.main([str(tmp_path), "--failed"]) == 0
+    said = capsys.readouterr().out
+    n = len(source)
+    assert f"{n - 2} of {n} done, 0 running, 1 failed" in said
+    assert "1 broken off; the sweep's command goes on with them" in said
+    assert ": failed: killed" in said
+    assert "    last words" in said
+    lock = RunLock(tmp_path / source[0].name)
+    assert lock.take()
+    status.main([str(tmp_path)])
+    assert "1 running" in capsys.readouterr().out
+    lock.give()
+
+
+def test_a_status_of_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert status.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: holds no record (*.jsonl)\n"
+
+
+# ---- launchers ------------------------------------------------------------------------------------------------------
+
+
+def test_each_gpu_gets_the_same_number_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert local.gpus() == ["2", "5"]
+    assert local.LocalLauncher(None).jobs == 2
+    assert local.LocalLauncher(6).jobs == 6
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.LocalLauncher(None).jobs == 1
