@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from runners.compose import spec_from
 from runners.glance import Glance
 from zobench.config import ConfigError
 from zobench.layers import Layers
@@ -21,7 +22,6 @@ from zobench.models import ModelError
 from zobench.run import RunSpec, make_optimizer, state_bytes
 
 ALIKE = ("model", "task", "scheme", "optimizer", "precision", "batch_size")  # runs that agree in these take as long
-META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,9 @@ def shape_of(spec: RunSpec) -> tuple[int, float]:
     from zobench.profile.memory import outline
 
     hush()
+    node = spec.config["model"]
+    if node.get("architecture") is not None and node["path"] is None:  # the shape is known without the hub
+        spec = spec_from({**spec.config, "model": {**node, "weights": "random"}, "save": None})
     model = outline(spec)
     optimizer = make_optimizer(spec, model, len(Layers(model)))
     return state_bytes(_Built(model, optimizer)), optimizer.forwards_per_step
