@@ -26,5 +26,7 @@ FAMILIES: dict[str, list[str]] = {
     # One layer of each kind: sliding and full attention.
     "gemma": _tiny("gemma-3-270m", **{**GATED, "num_key_value_heads": 1}, head_dim=16, sliding_window=12,
                    sliding_window_pattern=2, query_pre_attn_scalar=16),
+    "gpt2": _tiny("gpt2", bos_token_id=0, eos_token_id=2),
+    "gpt_neox": _tiny("pythia-160m", intermediate_size=48),
 }  # fmt: skip
 MASKED = ("roberta",)  # of these, the models that predict a mask token: for tasks with a mask template

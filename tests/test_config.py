@@ -215,6 +215,7 @@ def test_every_yaml_fits_what_it_configures(path: Path) -> None:
     assert config is not None
     assert problems == []
     node = config[group]
+    assert node.get("name", path.stem) == path.stem, "records and tables call it by its name"
     target = node.pop("_target_")
     is_optimizer = issubclass_of_torch_optimizer(locate(target))
     dropped = {*DESCRIPTIVE, "max_grad_norm"} if is_optimizer else set()

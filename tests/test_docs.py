@@ -74,6 +74,11 @@ def test_the_precision_page_says_what_the_records_say() -> None:
     assert said == measured
 
 
+def test_the_models_page_names_every_yaml() -> None:
+    page = (ROOT / "docs/models.md").read_text()
+    assert [path.stem for path in sorted(ROOT.glob("conf/model/*.yaml")) if f"`{path.stem}`" not in page] == []
+
+
 def test_the_methods_page_says_what_docstrings_and_yamls_say() -> None:
     assert methods.PAGE.read_text() == methods.page(), "run make methods"
 

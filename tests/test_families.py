@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from families import FAMILIES, MASKED
+from transformers import AutoConfig
 
 from runners.compose import spec_of
 from zobench.body import Body
@@ -30,6 +31,7 @@ STATED = {  # parameters in billions, as the name or its authors state them
     "roberta-base": 0.125, "roberta-large": 0.355, "llama-2-7b": 6.74, "llama-2-13b": 13.0, "llama-3-8b": 8.03,
     "vicuna-7b": 6.74, "mistral-7b": 7.24, "qwen3-0.6b-base": 0.6, "qwen3-1.7b-base": 1.7, "qwen3-4b-base": 4.0,
     "qwen3-8b-base": 8.2, "gemma-3-270m": 0.27, "gemma-3-1b": 1.0, "roberta-lab": 0.0268, "llama-lab": 0.027,
+    "gpt2": 0.124, "pythia-160m": 0.162,
 }  # fmt: skip
 
 
@@ -66,14 +68,24 @@ def test_every_yaml_is_a_model_of_the_size_it_is_called_by(path: Path) -> None:
     assert isinstance(settings, LanguageModel)
     assert node["name"] == path.stem
     assert settings.problems() == []
+    if architecture := node["architecture"]:
+        known = AutoConfig.for_model(architecture["model_type"])  # takes any key, and keeps one that it does not know
+        assert not [key for key in architecture if not hasattr(known, key) and not hasattr(known, f"_{key}")]
     if path.stem == "tiny" or path.stem.startswith("opt"):
         return  # test_models counts their parameters exactly
     skeleton = settings.skeleton()
     assert all(p.is_meta for p in skeleton.parameters())  # nothing was allocated
+    assert path.stem in STATED, f"say in STATED how many parameters model={path.stem} has, from its name or its authors"
     assert n_parameters(skeleton)[1] == pytest.approx(STATED[path.stem] * 1e9, rel=0.03)
     modules = {name.rpartition(".")[2] for name, _ in skeleton.named_modules()}
     assert set(node["attention_projections"]) <= modules
     assert len(Layers(skeleton)) == node["architecture"]["num_hidden_layers"]
+
+
+def test_every_family_of_the_yamls_is_tested() -> None:
+    nodes = {path.stem: yaml.safe_load(path.read_text())["architecture"] or {} for path in YAMLS}
+    tested = {nodes[overrides[0].removeprefix("model=")]["model_type"] for overrides in FAMILIES.values()}
+    assert {node["model_type"] for node in nodes.values() if node} <= tested, "add the family to tests/families.py"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -241,6 +241,11 @@ def test_an_impossible_architecture_is_one_clear_line(changes: dict[str, Any]) -
     assert len(line) < 500
 
 
+def test_a_vocabulary_smaller_than_the_stand_in_tokenizers_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"^model m: vocab_size=100, but the stand-in tokenizer has 968 ids$"):
+        _settings(weights="random", architecture={**SMALL, "vocab_size": 100}).load_tokenizer()
+
+
 def test_a_slow_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         is_fast = False

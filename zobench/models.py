@@ -183,7 +183,7 @@ class LanguageModel:
 
     def load_tokenizer(self) -> tuple[Any, int]:
         """The fast tokenizer, and the longest row the model takes. With random weights and no path, the tokenizer
-        of the model that zobench ships stands in: its ids exist in every vocabulary, its lengths are its own.
+        of the model that zobench ships stands in: its ids must exist in the vocabulary, its lengths are its own.
 
         Raises:
             ModelError: they cannot be had, or the tokenizer lacks what this kind of model needs.
@@ -203,6 +203,8 @@ class LanguageModel:
             if not stand_in:
                 raise ModelError(f"model {self.name}: {where} has a tokenizer without a mask token")
             tokenizer.add_special_tokens({"mask_token": "<mask>"})
+        if stand_in and (n := self._config().vocab_size) < len(tokenizer):
+            raise ModelError(f"model {self.name}: vocab_size={n}, but the stand-in tokenizer has {len(tokenizer)} ids")
         return tokenizer, max_length
 
     def _max_length(self) -> int:

@@ -86,4 +86,8 @@ class LoRA(Scheme):
         for target in self.targets:
             if not any(f".{name}".endswith(f".{target}") for name in names):
                 last = {name.rpartition(".")[2] for name in names}
-                raise ModelError(f"scheme.targets: the model has no module {target}{nearest(target, last)}")
+                near = nearest(target, last)
+                raise ModelError(
+                    f"scheme.targets: the model has no module {target}{near}; unless given, they are the model's "
+                    "attention_projections"
+                )
