@@ -14,7 +14,7 @@ import json
 import sys
 from typing import Any
 
-from runners.compose import spec_of
+from runners.compose import check, compose
 from runners.execute import hush
 from zobench import demonstrations
 from zobench.config import ConfigError
@@ -57,11 +57,10 @@ def shown(arguments: list[str]) -> list[str]:
     if "split" not in asked:
         problems.append("split: missing; name a split of the source, e.g. split=validation")
     with_model = any(o.split("=")[0] == "model" for o in overrides)
-    spec: RunSpec | None = None
-    try:
-        spec = spec_of(overrides)
-    except ConfigError as error:
-        problems += error.problems
+    config, found = compose(overrides)
+    spec, more = (None, []) if config is None else check(config)
+    # The task alone is shown where no model is named, whatever the default one is for.
+    problems += found + [p for p in more if spec is None or with_model or p not in spec.mismatch()]
     span = _span(asked.get("rows", "0:3"), problems)
     if problems or spec is None:
         raise ConfigError(problems)

@@ -39,6 +39,7 @@ class GraphedScorer:
         self._score = score
         self._captured: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
         self._pool: Any = None
+        self._stream: Any = None  # one for all captures: cuBLAS keeps a workspace for every stream it ran on
         self.why_eager: str | None = None  # why no graph is used any more
 
     @torch.no_grad()
@@ -70,7 +71,7 @@ class GraphedScorer:
         """A graph of one shape, its input a copy of the batch."""
         copies: dict[str, Any] = {name: tensor.clone() for name, tensor in _tensors(batch).items()}
         given = dataclasses.replace(batch, **copies)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):

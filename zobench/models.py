@@ -153,12 +153,18 @@ class LanguageModel:
             raise  # a result, not a broken model
         except Exception as error:  # transformers, the hub and safetensors raise a dozen kinds
             raise self._error(error) from error
+        self.prepare(model)
+        source["fingerprint"] = fingerprint(model)
+        return Loaded(model, source)
+
+    def prepare(self, model: Any) -> None:
+        """Gradient checkpointing on if it was asked for, else evaluation mode."""
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             without_input_gradients(model)
             model.train()  # transformers checkpoints in train mode only; with dropout off that changes nothing else
-        source["fingerprint"] = fingerprint(model)
-        return Loaded(model, source)
+        else:
+            model.eval()
 
     def skeleton(self) -> nn.Module:
         """The model without its weights, on torch's meta device: to look at names and shapes.

@@ -91,7 +91,7 @@ def features(scorer: Scorer, examples: Sequence[Encoded], size: int, device: tor
         batch = collate([prompts[i] for i in picked], device, pad_id)
         for i, row in zip(picked, scorer.hidden(batch), strict=True):
             found[i] = row
-    return torch.stack(found)
+    return torch.stack(found).to(device)
 
 
 @torch.no_grad()

@@ -101,14 +101,8 @@ class RunSpec:
         """Settings that are right one by one and cannot work together."""
         found = [
             *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
-            *self.scheme.misfits(self),
+            *self.scheme.misfits(self), *self.mismatch(),
         ]  # fmt: skip
-        if self.task.masked != self.model.masked:
-            kinds = {True: "masked", False: "causal"}
-            found.append(
-                f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
-                f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
-            )
         if self.model.device_map is not None and self.device.type != "cuda":
             found.append(f"model.device_map={self.model.device_map}: lays a model over GPUs, and device={self.device}")
         if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
@@ -138,6 +132,16 @@ class RunSpec:
                 "use bf16, bf16_master or fp32 with a first-order optimizer"
             )
         return found
+
+    def mismatch(self) -> list[str]:
+        """Why the task is not for such a model."""
+        if self.task.masked == self.model.masked:
+            return []
+        kinds = {True: "masked", False: "causal"}
+        return [
+            f"model={self.model.name}: is a {kinds[self.model.masked]} model, and task={self.task.name} is for "
+            f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
+        ]
 
     @property
     def run_id(self) -> str:
@@ -235,13 +239,14 @@ def build(spec: RunSpec) -> Bench:
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()
         probe.install(scorer, parts)
     if not spec.trains:
-        spec.scheme.fit(model, data["train"])
+        if spec.scheme.fits:
+            spec.scheme.fit(model, data["train"])
         model.requires_grad_(False)
     # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
     graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     return Bench(
         spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        nulls=given.nulls, optimizer=_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
+        nulls=given.nulls, optimizer=make_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if graphed else scorer,
         writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
@@ -262,7 +267,8 @@ def state_bytes(bench: Bench) -> int:
     return total
 
 
-def _optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
+def make_optimizer(spec: RunSpec, model: nn.Module, n_layer: int) -> ZOOptimizer | FirstOrder | Hybrid | NoTraining:
+    """The run's optimizer, of the model's parameters that require grad. ``n_layer``: of the model, 0 if not known."""
     named: Sequence[tuple[str, torch.Tensor]] = list(model.named_parameters())
     if not wrapped(getattr(spec.make_optimizer, "func", None)):
         made = spec.make_optimizer(named, seed=spec.seed, rounding=spec.precision.rounding, n_layer=n_layer or None)

@@ -26,7 +26,7 @@ class Scheme(ABC):
 
     n_virtual = 0  # tokens that stand before every row, and take so many positions of the model
     layered = True  # whether its parameters are those of modules in the layers, so that layers divide them into blocks
-    fits = False  # whether it can be trained without an optimizer
+    fits = False  # whether `fit` finds its parameters without an optimizer
     trains_head = False  # whether the head's rows are among its parameters
 
     def __init__(self, *, name: str) -> None:
@@ -59,6 +59,10 @@ class Scheme(ABC):
         are initialised from ``seed`` (and real tokens of ``tokenizer``, where they stand for tokens) and have the
         model's dtype."""
 
+    def fit(self, model: nn.Module, examples: Sequence[Encoded]) -> None:
+        """Make its parameters those that fit the examples best; of schemes that have ``fits``."""
+        raise NotImplementedError
+
     def cached(
         self, model: nn.Module, data: Mapping[Split, list[Encoded]], options: Sequence[str],
         features: Callable[[Sequence[Encoded]], Tensor],
@@ -71,10 +75,6 @@ class Scheme(ABC):
         """
         del options, features
         return model, dict(data)
-
-    def fit(self, model: nn.Module, examples: Sequence[Encoded]) -> None:
-        """Train ``model``, as `cached` gave it, on the training set without an optimizer, where the scheme can."""
-        del model, examples
 
 
 def n_parameters(model: nn.Module) -> tuple[int, int]:

@@ -67,7 +67,9 @@ class Prefix(Scheme):
                 raise ModelError(f"scheme={self.name}: the layers' keys differ in shape ({error})") from error
         there = [(layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)) for layer in given]
         if len(there) != len(pairs) or any(
-            not torch.equal(a, b) for x, y in zip(there, pairs, strict=True) for a, b in zip(x, y, strict=True)
+            not torch.equal(a.to(b.device), b)
+            for x, y in zip(there, pairs, strict=True)
+            for a, b in zip(x, y, strict=True)
         ):
             raise ModelError(f"scheme.tokens={self.n_virtual}: some layer of the model does not see so many pairs")
         return found  # type: ignore[no-any-return]

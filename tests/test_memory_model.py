@@ -1,0 +1,83 @@
+"""Memory that is said before a run: the real step on tensors without values counts what the step on real ones does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from runners.compose import spec_of
+from zobench.layers import Layers
+from zobench.objective import Meter as Counts
+from zobench.objective import TaskObjective
+from zobench.profile.memory import predict
+from zobench.profile.rows import fixed
+from zobench.profile.weightless import Meter
+from zobench.run import build
+from zobench.scoring import collate
+
+TINY = ["model=tiny", "task=toy", "device=cpu", "batch_size=4", "task.n_train=8", "task.n_dev=2", "task.n_test=2"]
+LENGTH = 32
+
+
+def _activations(overrides: list[str]) -> int:
+    """Bytes at most beside what lies there anyway, in the second of two real steps."""
+    spec = spec_of(overrides)
+    bench = build(spec)
+    batch = collate(fixed(spec.batch_size, LENGTH, len(bench.tokenizer), spec.seed), torch.device("cpu"), 0)
+    objective = TaskObjective(bench.scorer, Layers(bench.model), [batch], Counts(), spec.loss)
+    bench.optimizer.step(objective)
+    there = [
+        *bench.model.parameters(),
+        *bench.model.buffers(),
+        *(v for v in vars(batch).values() if torch.is_tensor(v)),
+    ]
+    there += tree_leaves([getattr(bench.optimizer, "state_dict", dict)(), _states(bench.optimizer)])
+    with Meter() as meter:
+        for tensor in there:
+            if torch.is_tensor(tensor):
+                meter.note(tensor)
+        before = meter.peak = meter.live
+        bench.optimizer.step(objective)
+    return meter.peak - before
+
+
+def _states(optimizer: Any) -> list[Any]:
+    zeroth = getattr(optimizer, "zeroth", optimizer)
+    return [slot.states for slot in zeroth.ledger.named_slots()] if hasattr(zeroth, "ledger") else []
+
+
+@pytest.mark.parametrize("scheme", ["full", "lora"])
+@pytest.mark.parametrize(
+    "optimizer", [["zo_sgd"], ["zo_sgd_cons"], ["adamw"], ["adamw", "model.gradient_checkpointing=true"], ["hybrid"]]
+)
+def test_a_step_without_values_takes_what_a_real_one_takes(optimizer: list[str], scheme: str) -> None:
+    overrides = [*TINY, f"optimizer={optimizer[0]}", *optimizer[1:], f"scheme={scheme}"]
+    said = predict(spec_of(overrides), LENGTH)
+    there = said.peak - said.weights - said.states
+    assert there == pytest.approx(_activations(overrides), rel=0.02, abs=4096)
+
+
+def test_weights_and_states_are_counted_once() -> None:
+    spec = spec_of([*TINY, "optimizer=zo_adam"])
+    bench = build(spec)
+    n_byte = sum(-(-p.nbytes // 512) * 512 for p in bench.model.parameters())
+    said = predict(spec, LENGTH)
+    buffers = sum(-(-b.nbytes // 512) * 512 for b in bench.model.buffers())
+    assert said.weights == n_byte + buffers
+    assert said.states == pytest.approx(2 * n_byte, rel=0.01)  # two moments in float32
+
+
+def test_masters_and_half_precision_are_seen() -> None:
+    half = predict(spec_of([*TINY, "precision=bf16"]), LENGTH)
+    master = predict(spec_of([*TINY, "precision=bf16_master"]), LENGTH)
+    whole = predict(spec_of([*TINY, "precision=fp32"]), LENGTH)
+    assert whole.weights == pytest.approx(2 * half.weights, rel=0.02)
+    assert master.states == pytest.approx(2 * half.weights, rel=0.02)
+
+
+def test_what_cannot_be_said_is_refused() -> None:
+    with pytest.raises(ValueError, match="cached features"):
+        predict(spec_of([*TINY, "scheme=linear_probe"]), LENGTH)

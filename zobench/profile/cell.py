@@ -1,0 +1,177 @@
+"""One cell of a profile: a run's step on rows of one length, timed and weighed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zobench.engine.slot import Engine
+from zobench.forward_mode import Tangent
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.hybrid import Hybrid
+from zobench.profile.published import PublishedStep
+from zobench.profile.rows import fixed
+from zobench.profile.timing import Stopwatch, Times, pace, repeat
+from zobench.run import Bench, state_bytes
+from zobench.scoring import Batch
+
+Row = dict[str, Any]
+
+
+def measure(bench: Bench, length: int, *, warm_up: int, n: int, published: bool) -> Row:
+    """Times (ms, medians with quartiles) and peaks (bytes) of the bench's step at ``batch_size`` x ``length``.
+
+    ``step_ms``: from one step to the next. Of one step, in a pass of its own: ``evaluate_ms`` in the objective
+    (forwards, backwards and tangents), ``sweep_ms`` in sweeps, ``rest_ms`` elsewhere. ``forward_ms``: a bare forward of
+    the same rows by the same scorer, in the same process; ``overhead``: the step over two of these; ``cost_overhead``:
+    over as many as the step's cost says. ``peak_forward_bytes``: of a forward without a graph of autograd, the
+    optimizer's states being there. ``published_ms``: MeZO's step as released, see `PublishedStep`.
+
+    Args:
+        length: tokens of a row.
+        warm_up, n: steps before those that are timed, and those.
+        published: whether to time MeZO's published step, too; it leaves the weights elsewhere.
+    """
+    device, spec = bench.spec.device, bench.spec
+    n_id = min(len(bench.tokenizer), int(getattr(bench.model.config, "vocab_size", len(bench.tokenizer))))
+    rows = fixed(spec.batch_size, length, n_id, spec.seed)
+    bench.minibatches = replace(bench.minibatches, examples=rows)
+    batch = _whole(bench)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return bench.scorer(batch)
+
+    reset(device)
+    eager = repeat(forward, device, warm_up, n)
+    found: Row = {"peak_forward_bytes": peak(device), "state_bytes": state_bytes(bench)}
+    graphed = repeat(lambda: bench.score(batch), device, warm_up, n)
+    reset(device)
+    step = pace(lambda: _step(bench), device, warm_up, n)
+    found |= {"peak_bytes": peak(device), "reserved_bytes": reserved(device), "process_bytes": process(device)}
+    watches = Stopwatch(device), Stopwatch(device)
+    parts = _parts(bench, watches, n)
+    cost = bench.optimizer.forwards_per_step
+    found |= {"n": n, **_named("step", step), **_named("forward", graphed), **_named("forward_eager", eager)}
+    found |= {"evaluate_ms": parts[0], "sweep_ms": parts[1], "rest_ms": max(0.0, step.median - sum(parts))}
+    found |= {"forwards_per_step": cost, "overhead": step.median / (2 * graphed.median)}
+    found |= {"cost_overhead": step.median / (cost * graphed.median)}
+    found |= {"examples_per_s": 1e3 * spec.batch_size / step.median}
+    found |= {"tokens_per_s": 1e3 * spec.batch_size * length / step.median}
+    found |= {"why_eager": getattr(bench.score, "why_eager", None)}
+    if published:
+        theirs = PublishedStep(bench.model, lr=1e-7, zo_eps=1e-3, seed=spec.seed)
+        reset(device)
+        took = pace(lambda: theirs(batch), device, 1, max(3, n // 2))
+        found |= {**_named("published", took), "published_peak_bytes": peak(device)}
+        found |= {"published_forward_ms": repeat(lambda: theirs.forward(batch), device, 1, max(3, n // 2)).median}
+        found |= {"speed_up": took.median / step.median}
+    return found
+
+
+def reset(device: torch.device) -> None:
+    """Give back what is free, and forget peaks."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> int | None:
+    """Bytes that tensors took at most since `reset`; None where torch does not count them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def reserved(device: torch.device) -> int | None:
+    """Bytes that torch held at most since `reset`."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
+def process(device: torch.device) -> int | None:
+    """Bytes in use on the device, by whomever: of a clean device, all of this process, CUDA's own included."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+def _whole(bench: Bench) -> Batch:
+    """The minibatch in one part."""
+    parts = replace(bench.minibatches, part=bench.minibatches.size).of_step(0)
+    return parts[0]
+
+
+def _step(bench: Bench, wrap: Any = lambda objective: objective) -> None:
+    bench.optimizer.step(wrap(bench.objective(0)))  # of every minibatch the shape is the same
+
+
+def _named(name: str, times: Times) -> Row:
+    return {f"{name}_ms": times.median, f"{name}_low_ms": times.low, f"{name}_high_ms": times.high}
+
+
+def _parts(bench: Bench, watches: tuple[Stopwatch, Stopwatch], n: int) -> tuple[float, float]:
+    """(evaluate_ms, sweep_ms) of a step: means over n steps."""
+    groups = [group for part in _zeroth(bench) for group in part.ledger._groups]
+    engines = [group.engine for group in groups]
+    for group in groups:
+        group.engine = _TimedEngine(group.engine, watches[1])
+    try:
+        for _ in range(n):
+            _step(bench, lambda objective: _TimedObjective(objective, watches[0]))
+    finally:
+        for group, engine in zip(groups, engines, strict=True):
+            group.engine = engine
+    return sum(watches[0].read()) / n, sum(watches[1].read()) / n
+
+
+def _zeroth(bench: Bench) -> Sequence[ZOOptimizer]:
+    optimizer = bench.optimizer
+    if isinstance(optimizer, Hybrid):
+        return [] if optimizer.zeroth is None else [optimizer.zeroth]
+    return [optimizer] if isinstance(optimizer, ZOOptimizer) else []
+
+
+class _TimedEngine:
+    """An engine whose sweeps are timed."""
+
+    def __init__(self, engine: Engine, watch: Stopwatch) -> None:
+        self._engine, self._watch = engine, watch
+        self.squared_norm = engine.squared_norm
+
+    def sweep(self, *args: Any, **kwargs: Any) -> None:
+        with self._watch.span():
+            self._engine.sweep(*args, **kwargs)
+
+
+class _TimedObjective:
+    """An objective whose evaluations are timed."""
+
+    def __init__(self, objective: Any, watch: Stopwatch) -> None:
+        self._objective, self._watch = objective, watch
+
+    def __call__(self) -> Tensor:
+        with self._watch.span():
+            return self._objective()  # type: ignore[no-any-return]
+
+    def backward(self, layer: int = 0) -> Tensor:
+        with self._watch.span():
+            return self._objective.backward(layer)  # type: ignore[no-any-return]
+
+    def jvp(self, tangent: Tangent) -> tuple[Tensor, Tensor]:
+        with self._watch.span():
+            return self._objective.jvp(tangent)  # type: ignore[no-any-return]
+
+    def above(self, layer: int) -> _TimedObjective:
+        return _TimedObjective(self._objective.above(layer), self._watch)
+
+    def query(self, j: int) -> _TimedObjective:
+        return _TimedObjective(self._objective.query(j), self._watch)
+
+    def full(self) -> _TimedObjective:
+        return _TimedObjective(self._objective.full(), self._watch)

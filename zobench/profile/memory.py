@@ -1,0 +1,64 @@
+"""What a run's step will take in memory, said without a GPU and without the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from zobench.engine import standing_in
+from zobench.layers import Layers
+from zobench.objective import Meter as Counts
+from zobench.objective import TaskObjective
+from zobench.profile.rows import fixed
+from zobench.profile.weightless import Meter, NoEngine, refill, weightless
+from zobench.run import RunSpec, make_optimizer
+from zobench.schemes.linear_probe import LinearProbe
+from zobench.scoring import Scorer, collate
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Bytes that torch allocates. ``weights``: of the model; ``states``: of masters, moments and copies, gradients
+    aside; ``peak``: at most within a step, all of these included. What CUDA and its libraries take comes on top."""
+
+    weights: int
+    states: int
+    peak: int
+
+
+def predict(spec: RunSpec, length: int) -> Prediction:
+    """Of a step on ``batch_size`` rows of ``length`` tokens, whose options are of one token.
+
+    The model, the scheme and the optimizer are the run's own, on tensors without values; so is the step. Attention is
+    that of a kernel which keeps no matrix of scores, unless ``model.attention`` is eager.
+
+    Raises:
+        ModelError: the model's config or the tokenizer cannot be had, or the scheme does not go with the model.
+        ValueError: it cannot be said: the scheme trains on cached features, or torch cannot run the step without values
+            (forward mode through adapters, optimizers of other libraries).
+    """
+    if isinstance(spec.scheme, LinearProbe):
+        raise ValueError("scheme=linear_probe: trains on cached features; its memory is that of a forward")
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    tokenizer, _ = spec.model.load_tokenizer()
+    model = spec.model.skeleton().to(spec.precision.torch_dtype)
+    spec.model.prepare(model)
+    with Meter(), meta:
+        model = spec.scheme.apply(model, spec.seed, meta, tokenizer)
+    rows = fixed(spec.batch_size, length, len(tokenizer), spec.seed)
+    part = spec.micro_batch_size or spec.batch_size
+    with weightless() as meter, standing_in(NoEngine()):
+        refill(model)
+        weights = meter.live
+        optimizer = make_optimizer(spec, model, len(Layers(model)))
+        states = meter.live - weights
+        parts = [collate(rows[i : i + part], cpu, 0) for i in range(0, len(rows), part)]
+        objective = TaskObjective(Scorer(model), Layers(model), parts, Counts(), spec.loss)
+        meter.peak = meter.live
+        try:
+            for _ in range(2):  # the first makes states
+                optimizer.step(objective)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        return Prediction(weights, max(states, meter.live - weights), meter.peak)

@@ -1,0 +1,18 @@
+"""Training rows of one length, so that a shape (batch x length) can be asked for."""
+
+from __future__ import annotations
+
+from zobench.engine.stream import SPLITS, generator
+from zobench.tasks.encoding import Encoded
+
+N_OPTION = 2
+
+
+def fixed(n: int, length: int, n_id: int, seed: int) -> list[Encoded]:
+    """``n`` examples of ``length`` random prompt tokens below ``n_id``, with two options of one token each."""
+    rng = generator(seed, 0, SPLITS)
+    rows = rng.integers(0, n_id, size=(n, length + N_OPTION))
+    return [
+        Encoded(i, tuple(map(int, row[:length])), tuple((int(option),) for option in row[length:]), (i % N_OPTION,))
+        for i, row in enumerate(rows)
+    ]
