@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -21,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.optim import Optimizer
 
 from runners import schema
+from runners.device import device_of
 from zobench.budget import Budget
 from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown, value_problem
 from zobench.models import LanguageModel
@@ -60,6 +60,20 @@ def spec_of(overrides: Sequence[str]) -> RunSpec:
     if problems or more or spec is None:
         raise ConfigError(problems + more)
     return spec
+
+
+def task_of(overrides: Sequence[str]) -> Task:
+    """The task alone of such a run, whether or not its model can be shown it.
+
+    Raises:
+        ConfigError: with all other problems.
+    """
+    config, problems = compose(overrides)
+    spec, more = check(config) if config is not None else (None, [])
+    problems += [problem for problem in more if spec is None or problem not in spec.unpaired()]
+    if problems or spec is None:
+        raise ConfigError(problems)
+    return spec.task
 
 
 def spec_from(config: dict[str, Any]) -> RunSpec:
@@ -180,23 +194,6 @@ def _kind_problem(group: str, target: str) -> str | None:
     kind = KINDS[group]
     fits = isinstance(found, type) and issubclass(found, kind)
     return None if fits else f"{group}._target_={target}: must be a subclass of {kind.__module__}.{kind.__name__}"
-
-
-def device_of(name: str) -> tuple[torch.device, str | None]:
-    """The device of a name, and why it cannot be used, or None."""
-    cpu, there = torch.device("cpu"), torch.cuda.is_available()
-    if name == "auto":
-        return (torch.device("cuda") if there else cpu), None
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        return cpu, f"device={name}: must be auto, cpu, cuda or cuda:<number>"
-    if device.type not in ("cpu", "cuda"):
-        return cpu, f"device={name}: must be auto, cpu, cuda or cuda:<number>"
-    n = torch.cuda.device_count()
-    if device.type == "cuda" and (not there or (device.index or 0) >= n):
-        return cpu, f"device={name}: torch sees {n} CUDA devices here; use device=cpu or device=auto"
-    return device, None
 
 
 def _arguments(target: str, node: dict[str, Any]) -> dict[str, Any]:

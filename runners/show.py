@@ -14,13 +14,13 @@ import json
 import sys
 from typing import Any
 
-from runners.compose import check, compose
+from runners.compose import spec_of, task_of
 from runners.execute import hush
 from zobench import demonstrations
 from zobench.config import ConfigError
 from zobench.models import ModelError
 from zobench.run import RunSpec
-from zobench.tasks.base import DataError, Example
+from zobench.tasks.base import DataError, Example, Task
 from zobench.tasks.splits import examples as drawn
 
 
@@ -57,18 +57,21 @@ def shown(arguments: list[str]) -> list[str]:
     if "split" not in asked:
         problems.append("split: missing; name a split of the source, e.g. split=validation")
     with_model = any(o.split("=")[0] == "model" for o in overrides)
-    config, found = compose(overrides)
-    spec, more = (None, []) if config is None else check(config)
-    # The task alone is shown where no model is named, whatever the default one is for.
-    problems += found + [p for p in more if spec is None or with_model or p not in spec.mismatch()]
+    spec: RunSpec | None = None
+    task: Task | None = None
+    try:
+        spec = spec_of(overrides) if with_model else None
+        task = task_of(overrides) if spec is None else spec.task
+    except ConfigError as error:
+        problems += error.problems
     span = _span(asked.get("rows", "0:3"), problems)
-    if problems or spec is None:
+    if problems or task is None:
         raise ConfigError(problems)
-    source = spec.task.source(asked["split"])
+    source = task.source(asked["split"])
     if span.stop > len(source.rows):
         raise ConfigError([f"rows={asked.get('rows', '0:3')}: split {asked['split']} has {len(source.rows)} rows"])
-    examples = [spec.task.example(i, source.rows[i]) for i in span]
-    entries = _with_ids(spec, examples) if with_model else [_entry(example) for example in examples]
+    examples = [task.example(i, source.rows[i]) for i in span]
+    entries = _with_ids(spec, examples) if spec is not None else [_entry(example) for example in examples]
     if "--json" in options:
         return [json.dumps({k: v for k, v in entry.items() if k != "tokens"}) for entry in entries]
     return [_text(entry) for entry in entries]

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runners.compose import CONF, check, compose
+from runners.compose import CONF, task_of
 from zobench.config import locate
 from zobench.tasks.classify import Classification
 
@@ -91,10 +91,7 @@ def page() -> str:
 def _cells(name: str) -> list[str]:
     path = CONF / "task" / f"{name}.yaml"
     node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    config, _ = compose([f"task={name}"])
-    spec, _ = check(config or {})  # that a masked task does not go with the default model is no matter here
-    assert spec is not None
-    task = spec.task
+    task = task_of([f"task={name}"])
     about = path.read_text().splitlines()[0].removeprefix("# ")
     source = " ".join(node[key] for key in ("repo", "config") if node.get(key, "default") != "default")
     rows = ROWS.get(name.removesuffix("_mask"))

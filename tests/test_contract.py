@@ -38,7 +38,7 @@ from zobench.optim.no_training import NoTraining
 from zobench.optim.zo_sgd_cons import ZOSGDCons
 from zobench.precision import Precision
 from zobench.record import RecordError
-from zobench.run import RunSpec, _optimizer, build
+from zobench.run import RunSpec, build, make_optimizer
 
 
 def is_zo(name: str) -> bool:
@@ -290,7 +290,7 @@ def course(
     """Not yet begun, in float32 on `Small` without weight decay, unless told otherwise. ``changes``: as `changed`."""
     module = module or Small()
     made = changed(case, **{"weight_decay": 0.0, **changes})
-    return Course(module, _optimizer(made, module, len(module.layers)), Plain(module, loss))  # type: ignore[arg-type]
+    return Course(module, make_optimizer(made, module, len(module.layers)), Plain(module, loss))  # type: ignore[arg-type]
 
 
 # ---- it descends ----------------------------------------------------------------------------------------------------
@@ -599,7 +599,7 @@ def test_memory_is_what_the_method_says(case: str, monkeypatch: pytest.MonkeyPat
     module = Big().bfloat16()
     d, objective = 1 << 19, Plain(module, corner)
     with Allocations() as ever:
-        optimizer = _optimizer(changed(case, precision=PRECISIONS["bf16"], **with_lr(case, 1e-6)), module, 1)
+        optimizer = make_optimizer(changed(case, precision=PRECISIONS["bf16"], **with_lr(case, 1e-6)), module, 1)
         optimizer.step(objective)
     bits = 1 if arguments(case).get("mask") not in (None, "random") else 0
     states = round((ever.held - bits * d / 8) / d, 2)  # bytes a weight

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from runners.compose import CONF, spec_of
+from runners.compose import CONF, spec_of, task_of
 from zobench.tasks.base import Example, Task
 
 TASKS = sorted(path.stem for path in (CONF / "task").glob("[!_]*.yaml"))
@@ -248,7 +248,7 @@ UNALIGNED = {  # one row of each task that has a template without task alignment
 
 
 def _task(name: str, *overrides: str) -> Task:
-    return spec_of([f"task={name}", *overrides]).task
+    return task_of([f"task={name}", *overrides])
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -24,7 +24,7 @@ from zobench.objective import Meter, TaskObjective
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
 from zobench.precision import Precision
-from zobench.run import Bench, RunSpec, _optimizer, build
+from zobench.run import Bench, RunSpec, build, make_optimizer
 from zobench.scoring import Scorer
 
 SHORT = ("optimizer=hybrid", "task.n_train=24", "task.n_dev=8", "task.n_test=8")  # three minibatches
@@ -94,7 +94,7 @@ def bench_of(make: Any, *more: str, precision: str = "fp32", **top: Any) -> Benc
     layers, scorer = Layers(model), Scorer(model)
     return dataclasses.replace(
         base, spec=spec, model=model, scorer=scorer, score=scorer, layers=layers, meter=Meter(),
-        optimizer=_optimizer(spec, model, len(layers)),
+        optimizer=make_optimizer(spec, model, len(layers)),
     )  # fmt: skip
 
 

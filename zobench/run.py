@@ -101,8 +101,9 @@ class RunSpec:
         """Settings that are right one by one and cannot work together."""
         found = [
             *self.model.problems(), *self.task.problems(), *self.precision.problems(), *misfits(self),
-            *self.scheme.misfits(self), *self.mismatch(),
+            *self.scheme.misfits(self),
         ]  # fmt: skip
+        found += self.unpaired()
         if self.model.device_map is not None and self.device.type != "cuda":
             found.append(f"model.device_map={self.model.device_map}: lays a model over GPUs, and device={self.device}")
         if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
@@ -133,8 +134,8 @@ class RunSpec:
             )
         return found
 
-    def mismatch(self) -> list[str]:
-        """Why the task is not for such a model."""
+    def unpaired(self) -> list[str]:
+        """Why the model cannot be shown the task."""
         if self.task.masked == self.model.masked:
             return []
         kinds = {True: "masked", False: "causal"}
