@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from runners.compose import CONF, spec_of, task_of
+from runners.compose import CONF, compose, task_of
 from zobench.tasks.base import Example, Task
 
 TASKS = sorted(path.stem for path in (CONF / "task").glob("[!_]*.yaml"))
@@ -282,4 +282,7 @@ def test_the_templates_without_task_alignment(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in UNALIGNED])
 def test_other_tasks_have_no_such_key(name: str) -> None:
-    assert "alignment" not in spec_of([f"task={name}"]).config["task"]
+    config, problems = compose([f"task={name}"])
+    assert config is not None
+    assert not problems
+    assert "alignment" not in config["task"]
