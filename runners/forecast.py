@@ -62,6 +62,8 @@ class Forecast:
     def of(self, spec: RunSpec) -> Cost:
         """Of one run."""
         shape = self._shape(spec)
+        if not spec.trains:
+            return Cost(0.0, None, None, None if shape is None else shape[0])
         budget = spec.budget
         forwards = budget.amount if budget.unit == "forwards" else None
         if budget.unit == "steps" and shape is not None:

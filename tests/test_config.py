@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 
-from runners.compose import compose
+from runners.compose import CONF, compose
 from zobench.config import (
     ConfigError,
     Range,
@@ -243,3 +244,12 @@ def test_require_names_every_value_that_does_not_fit() -> None:
     assert caught.value.problems == ["lr=0.0: must be > 0", "q=2.5: must be a whole number"]
     assert str(caught.value) == "lr=0.0: must be > 0\nq=2.5: must be a whole number"
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "optimizer").glob("[!_]*.yaml"))])
+def test_every_grid_has_as_many_points(name: str) -> None:
+    """In a suite every optimizer gets the same number of trials, whatever the scheme."""
+    config, _ = compose([f"optimizer={name}"])
+    assert config is not None
+    for scheme, grid in config["optimizer"].get("search", {}).items():
+        assert math.prod(len(values) for values in grid.values()) == 4, scheme
