@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from zobench.budget import Budget
 from zobench.record import FINISHED
@@ -57,7 +57,7 @@ class Glance:
             self._seen = (stat.st_size, stat.st_mtime_ns)
             try:
                 self._read(stat.st_size)
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, LookupError, TypeError):
                 return self._stand
         return self._stand
 
@@ -68,9 +68,7 @@ class Glance:
                 if not first.endswith(b"\n"):
                     return
                 self.head = json.loads(first)
-            file.seek(max(0, size - TAIL))
-            lines = file.read(TAIL).split(b"\n")
-        rows = [json.loads(line) for line in lines[1 if size > TAIL else 0 : -1]]
+            rows = _rows(file, max(0, size - TAIL)) or _rows(file, 0)
         metric = str(self.head["metric"])
         devs = [row["metrics"].get(metric) for row in rows if row["kind"] == "eval" and row["split"] == "dev"]
         self._dev = max((dev for dev in (self._dev, *devs) if dev is not None), default=None)
@@ -96,3 +94,10 @@ class Glance:
             forwards=cost, steps=step, seconds=last.get("train_s", 0.0)
         )
         return min(share, 1.0)
+
+
+def _rows(file: BinaryIO, start: int) -> list[dict[str, Any]]:
+    """Whole rows from a place in the file on, which may be in the middle of one."""
+    file.seek(start)
+    lines = file.read().split(b"\n")[:-1]
+    return [json.loads(line) for line in (lines[1:] if start else lines)]

@@ -131,6 +131,7 @@ def _how_it_died(code: int | None) -> str:
 
 def _child(overrides: list[str], gpu: str | None, log: str, answer: Connection) -> None:
     """The process of a job."""
+    os.setsid()  # Ctrl-C is the sweep's to pass on: a run that is stopped twice does not end its step
     stop_on()
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

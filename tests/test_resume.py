@@ -308,7 +308,7 @@ def _assert_same_end(whole: Ran, resumed: Ran) -> None:
 
 
 def _files(ran: Ran) -> list[str]:
-    return sorted(path.name for path in ran.path.parent.iterdir())
+    return sorted(path.name for path in ran.path.parent.iterdir() if path.is_file())
 
 
 def _state(ran: Ran) -> Path:

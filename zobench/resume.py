@@ -136,7 +136,9 @@ class ByReplay:
         self._optimizer.on_op(self._ops.append)
 
     def stepping(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()  # a step broken off has left no entry, and is made again
+        # A step broken off would leave no entry, and be made again. But an error that a signal raises in a compiler,
+        # which the first step starts, is swallowed there, or crashes it.
+        return held()
 
     def stepped(self, mark: Mark) -> None:
         self._append(mark, False)
