@@ -1,8 +1,9 @@
 """Write down what a suite means to run, so that its tables can say what is missing.
 
-    python -m runners.plan suite=lab [out=results/lab] [key=value ...]
+    python -m runners.plan suite=lab [scale=lab] [out=results/lab] [key=value ...]
 
-Writes OUT/plan.json. Overrides other than ``suite`` and ``out`` apply to every run, as they do for runners.sweep.
+Writes OUT/plan.json. Overrides other than ``suite``, ``scale`` and ``out`` apply to every run, as they do for
+runners.sweep.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from runners.compose import compose
+from runners.multirun import expand
+from runners.suite import last_of_each, load
+from zobench.config import ConfigError
 
-from runners.compose import CONF, compose
-from zobench.config import ConfigError, unknown
-
-SUITES = CONF / "suite"
+OWN = ("suite", "scale", "out")
 NAMES = ("model", "task", "scheme", "optimizer", "precision")
 
 
@@ -40,22 +41,18 @@ def plan(arguments: Sequence[str]) -> Path:
     Raises:
         ConfigError: with the problems of all its runs.
     """
-    own = dict(a.partition("=")[::2] for a in arguments if a.split("=")[0] in ("suite", "out"))
-    more = [a for a in arguments if a.split("=")[0] not in ("suite", "out")]
-    name, names = own.get("suite", ""), sorted(path.stem for path in SUITES.glob("*.yaml"))
-    if name not in names:
-        raise ConfigError([unknown("suite", name, names)])
-    suite: Any = OmegaConf.to_container(OmegaConf.load(SUITES / f"{name}.yaml"))
+    own = dict(a.partition("=")[::2] for a in arguments if a.split("=")[0] in OWN)
+    more = [a for a in arguments if a.split("=")[0] not in OWN]
+    suite, folder = load(own.get("suite", ""), own.get("scale"))
     configs, problems = [], []
-    for run in suite["runs"]:
-        config, found = compose([*suite["common"], *run, *more])
+    for kind in (kind for line in suite.runs for kind in expand(line)):
+        config, found = compose(last_of_each([*suite.common, *kind, *more]))
         problems += found
         configs += [] if config is None else [config]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return write(
-        Path(own.get("out", f"results/{name}")), " ".join(["python -m runners.sweep", f"suite={name}", *more]), configs
-    )
+    said = [a for a in arguments if a.split("=")[0] != "out"]
+    return write(Path(own.get("out", folder)), " ".join(["python -m runners.sweep", *said]), configs)
 
 
 def write(folder: Path, command: str, configs: Iterable[Mapping[str, Any]]) -> Path:

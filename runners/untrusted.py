@@ -19,6 +19,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
+from zobench import lock
+
 MIB = 2**20
 MAX_FILES = 10_000
 MAX_RECORD, MAX_TRAJECTORY, MAX_UNPACKED = 64 * MIB, 64 * MIB, 512 * MIB
@@ -51,11 +53,16 @@ def files(folder: Path) -> tuple[list[str], list[str]]:
     """
     if folder.is_symlink() or not folder.is_dir():
         raise Refused(f"{folder}: is no folder")
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    entries = sorted((e for e in os.scandir(folder) if not _is_locks(e)), key=lambda entry: entry.name)
     if len(entries) > MAX_FILES:
         raise Refused(f"{folder}: holds {len(entries):,} entries; at most {MAX_FILES:,} are read")
     problems = [f"{short(entry.name)}: {why}" for entry in entries if (why := _unfit(entry))]
     return [entry.name for entry in entries if entry.name.endswith(RECORD) and not _unfit(entry)], problems
+
+
+def _is_locks(entry: os.DirEntry[str]) -> bool:
+    """Whether it is the folder of locks that runs leave beside their records, which nothing here looks into."""
+    return entry.name == lock.FOLDER and entry.is_dir(follow_symlinks=False)
 
 
 def _unfit(entry: os.DirEntry[str]) -> str | None:

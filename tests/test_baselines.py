@@ -14,10 +14,11 @@ from conftest import TINY, Cli, Lab
 from omegaconf import OmegaConf
 
 from analysis.render import Cell
-from runners import replay, show, sweep
+from runners import replay, show
 from runners.compose import CONF, spec_of
 from runners.execute import plan
 from runners.progress import Live
+from runners.suite import Suite, points_of
 from zobench import demonstrations
 from zobench.calibration import nulls
 from zobench.config import ConfigError, locate
@@ -133,8 +134,8 @@ def test_it_cannot_be_replayed_and_says_why(lab: Lab, cli: Cli) -> None:
 
 
 def test_a_suite_searches_no_grid_for_it() -> None:
-    assert sweep._points(["optimizer=none"], True) == [["optimizer=none"]]
-    assert len(sweep._points(["optimizer=zo_sgd"], True)) > 1
+    searched = Suite(["model=tiny", "task=toy"], [["optimizer=none,zo_sgd,in_context"]], [1], [1])
+    assert [len(points) for points in points_of(searched, "results/none", [])] == [1, 4, 1]
 
 
 # ---- demonstrations -------------------------------------------------------------------------------------------------
