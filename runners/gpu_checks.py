@@ -54,9 +54,8 @@ def noise_rows(engine: Engine, device: str, n: int) -> list[Row]:
 
 
 def expected(start: F, tensor: int, streams: list[Stream], scale: float, kind: Distribution) -> F:
-    return sum(
-        (s.coef * stream.noise(s.key, tensor, start.size, kind).astype(np.float64) for s in streams), scale * start
-    )
+    noises = (stream.noise(s.key, tensor, start.size, kind).astype(np.float64) for s in streams)
+    return sum((float(s.coef) * z for s, z in zip(streams, noises, strict=True)), scale * start)
 
 
 def judged(name: str, got: F, want: F, rtol: float, atol: float) -> Row:

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from zobench.optim.step import StepInfo
-
 _SMOOTH = 0.98  # of the shown loss
 
 
@@ -50,9 +48,9 @@ class Live:
                 self._speed = f"{1000 * (row['train_s'] - self._train_s) / (row['step'] - self._at):.1f} ms/step"
             self._train_s, self._at = row["train_s"], row["step"]
 
-    def step(self, progress: float, n_step: int, info: StepInfo) -> None:
+    def step(self, progress: float, n_step: int, loss: float) -> None:
         del n_step  # the rows say how fast
-        self._loss = info.loss if self._loss is None else _SMOOTH * self._loss + (1 - _SMOOTH) * info.loss
+        self._loss = loss if self._loss is None else _SMOOTH * self._loss + (1 - _SMOOTH) * loss
         parts = [f"loss {self._loss:.3f}", self._accuracy, self._speed, self._memory()]
         self._bar.update(self._task, completed=min(progress, 1.0), shown="  ".join(part for part in parts if part))
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zobench.optim.step import StepInfo
 from zobench.record import RecordError
 
 
@@ -52,8 +51,8 @@ class WandbSink:
         elif kind == "end":
             self._run.summary.update({k: v for k, v in row.items() if k not in ("kind", "traceback")})
 
-    def step(self, progress: float, n_step: int, info: StepInfo) -> None:
-        del progress, n_step, info  # rows only: the same as the record
+    def step(self, progress: float, n_step: int, loss: float) -> None:
+        del progress, n_step, loss  # rows only: the same as the record
 
     def evaluating(self, split: str, n_done: int, n: int) -> None:
         del split, n_done, n  # rows only

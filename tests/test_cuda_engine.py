@@ -1,55 +1,33 @@
-"""The CUDA engine against the definition of the noise: on a GPU if there is one, else in Triton's interpreter.
-
-The interpreter has to be chosen before triton is imported anywhere. Where that is too late, the tests of this file run
-in a process of their own.
-"""
+"""The CUDA engine against the definition of the noise: on a GPU if there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from interpreted import DEVICE, elsewhere, here, in_a_process_of_its_own, interpreting  # first: before triton
 from torch import Tensor
 
-FLAG = "TRITON_INTERPRET"
-before = os.environ.get(FLAG)
-if not torch.cuda.is_available():
-    os.environ[FLAG] = "1"
-triton = pytest.importorskip("triton", reason="the CUDA engine needs triton")
-from zobench.engine import cuda_tables, rules, stream  # noqa: E402
-from zobench.engine.cpu import CpuEngine  # noqa: E402
-from zobench.engine.cuda import CudaEngine  # noqa: E402
-from zobench.engine.cuda_tables import BLOCK, CHUNK, Table  # noqa: E402
-from zobench.engine.rules import N_STATE, Rule  # noqa: E402
-from zobench.engine.slot import Keep, Slot, Stream  # noqa: E402
-from zobench.engine.stream import Distribution, Key  # noqa: E402
-
-if before is None:
-    os.environ.pop(FLAG, None)  # not for what other tests start; those here set it again
-
-DEVICE = "cpu" if cuda_tables.INTERPRETED else "cuda"
-IMPORTED_TOO_EARLY = isinstance(triton.language.sum, triton.JITFunction) == cuda_tables.INTERPRETED
-HERE = not IMPORTED_TOO_EARLY and (cuda_tables.INTERPRETED or torch.cuda.is_available())
-here = pytest.mark.skipif(not HERE, reason="triton was imported without its interpreter: runs in its own process")
+from zobench.engine import rules, stream
+from zobench.engine.cpu import CpuEngine
+from zobench.engine.cuda import CudaEngine
+from zobench.engine.cuda_tables import BLOCK, CHUNK, Table
+from zobench.engine.rules import N_STATE, Rule
+from zobench.engine.slot import Keep, Slot, Stream
+from zobench.engine.stream import Distribution, Key
 
 KEYS = [stream.derive_key(3, step, probe) for step in range(4) for probe in range(2)]
 DISTRIBUTIONS: list[Distribution] = ["gaussian", "rademacher"]
 F = npt.NDArray[np.float64]
 
 
-@pytest.mark.skipif(HERE, reason="runs in this process")
+@elsewhere
 def test_in_a_process_of_its_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, FLAG: "1"}, cwd=Path(__file__).parents[1], capture_output=True)
-    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+    in_a_process_of_its_own(__file__)
 
 
 @pytest.fixture
@@ -59,9 +37,8 @@ def engine() -> CudaEngine:
 
 @pytest.fixture(autouse=True)
 def _alike_and_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same random starts on each run; and Triton asks for the flag again while it interprets."""
-    if cuda_tables.INTERPRETED:
-        monkeypatch.setenv(FLAG, "1")
+    """The same random starts on each run."""
+    interpreting(monkeypatch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield

@@ -47,7 +47,7 @@ class GraphedScorer:
         """See ``score``. The result is the caller's own."""
         if self.why_eager is not None:
             return self._score(batch)
-        shape = tuple((name, tuple(tensor.shape)) for name, tensor in _tensors(batch).items())
+        shape = tuple((name, tuple(tensor.shape)) for name, tensor in batch.tensors.items())
         if shape not in self._captured:
             try:
                 self._captured[shape] = self._capture(batch)
@@ -61,15 +61,14 @@ class GraphedScorer:
                 self._captured.popitem(last=False)
         found = self._captured[shape]
         self._captured.move_to_end(shape)
-        given = _tensors(found.given)
-        for name, tensor in _tensors(batch).items():
-            given[name].copy_(tensor)
+        for name, tensor in batch.tensors.items():
+            found.given.tensors[name].copy_(tensor)
         found.graph.replay()
         return found.scores.clone()
 
     def _capture(self, batch: Batch) -> _Captured:
         """A graph of one shape, its input a copy of the batch."""
-        copies: dict[str, Any] = {name: tensor.clone() for name, tensor in _tensors(batch).items()}
+        copies: dict[str, Any] = {name: tensor.clone() for name, tensor in batch.tensors.items()}
         given = dataclasses.replace(batch, **copies)
         stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -82,8 +81,3 @@ class GraphedScorer:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             scores = self._score(given)
         return _Captured(graph, given, scores)
-
-
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    """What the scores of a batch depend on, and its labels."""
-    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}

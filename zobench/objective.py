@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from zobench import losses
+from zobench.engine.late import Late
+from zobench.forward import Forward
 from zobench.forward_mode import Tangent, jvp
 from zobench.generation import Generator, Judge, Writer
 from zobench.layers import Layers
 from zobench.losses import Loss
 from zobench.scoring import Batch, Scorer
 
+if TYPE_CHECKING:
+    from zobench.engine.queue import Queue
+
 
 class Objective(Protocol):
     """f(theta; batch) for one minibatch: eval mode, dropout off, loss in float32."""
 
-    def __call__(self) -> Tensor:
-        """() float32: the mean loss; one forward, no graph."""
+    def __call__(self) -> Tensor | Late:
+        """() float32: the mean loss; one forward, no graph. Late where steps are planned ahead, see `engine.queue`."""
         ...
 
     def backward(self, layer: int = 0) -> Tensor:
@@ -88,7 +93,8 @@ class Others:
 
 @dataclass
 class _Kept:
-    """What lower layers put out for each part of a minibatch: the output of layer ``layer`` - 1."""
+    """What lower layers put out for each part of a minibatch: the output of layer ``layer`` - 1, once the forwards that
+    were asked for have run."""
 
     layer: int = 0
     outputs: list[Any] = field(default_factory=list)
@@ -111,6 +117,7 @@ class TaskObjective:
         score: what makes whole forwards without a graph of autograd; None is the scorer itself.
         n_minibatch: how many minibatches this one is as large as.
         layer: see ``above``.
+        later: where forwards are planned while it plans; the parts are on the host then.
     """
 
     scorer: Scorer
@@ -123,25 +130,35 @@ class TaskObjective:
     writer: Writer | None = None
     n_minibatch: int = 1
     layer: int = 0
+    later: Queue | None = None
     _kept: _Kept = field(default_factory=_Kept)
 
-    @torch.no_grad()
-    def __call__(self) -> Tensor:
+    def __call__(self) -> Tensor | Late:
         if self.loss == "f1" and self.writer is not None:
             return self._of_texts(*self.writer)
         start = self._kept.layer if self._kept.layer <= self.layer else 0
         self._count_forward(self.layers.share(start))
-        return losses.mean(self.loss, self._scores(start), self.parts)
+        self._kept.layer = max(start, self.layer)
+        if self.later is not None and self.later.planning:
+            return self.later.evaluate(Forward(self, start))
+        return self.loss_of(self._ready(), start)
+
+    @torch.no_grad()
+    def loss_of(self, parts: Sequence[Batch], start: int, *, graphed: bool = True) -> Tensor:
+        """() float32: the mean loss of parts on the device, from layer ``start`` up. graphed: see ``score``."""
+        return losses.mean(self.loss, self._scores(parts, start, graphed), parts)
 
     def per_example(self) -> Tensor:
         """(B,) float32: the loss of each example, see `losses.differentiable`; one forward."""
         self._count_forward(1.0)
-        return torch.cat([losses.differentiable(self.loss, self.scorer(part), part) for part in self.parts])
+        parts = self._ready()
+        return torch.cat([losses.differentiable(self.loss, self.scorer(part), part) for part in parts])
 
     def backward(self, layer: int = 0) -> Tensor:
-        n = losses.size(self.loss, self.parts)
-        total = torch.zeros((), device=self.parts[0].labels.device)
-        for part in self.parts:
+        parts = self._ready()
+        n = losses.size(self.loss, parts)
+        total = torch.zeros((), device=parts[0].labels.device)
+        for part in parts:
             with torch.enable_grad():
                 loss = losses.differentiable(self.loss, self.scorer(part), part).sum() / n
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -156,8 +173,9 @@ class TaskObjective:
         start = self._kept.layer if self._kept.layer <= self.layer else 0
         self._count_forward(self.layers.share(start))
         self.meter.n_jvp += self.n_minibatch * self.layers.share(self.layer)
-        eager = replace(self, score=None)
-        return jvp(self.scorer, lambda: losses.mean(self.loss, eager._scores(start), self.parts), tangent)
+        self._kept.layer = max(start, self.layer)
+        parts = self._ready()
+        return jvp(self.scorer, lambda: losses.mean(self.loss, self._scores(parts, start, False), parts), tangent)
 
     def above(self, layer: int) -> TaskObjective:
         return replace(self, layer=min(layer, len(self.layers)))  # what is kept stays with it
@@ -175,30 +193,38 @@ class TaskObjective:
 
     def _of_texts(self, generate: Generator, judge: Judge) -> Tensor:
         f1: list[float] = []
-        for part in self.parts:
+        parts = self._ready()
+        for part in parts:
             texts, n_token = generate([example.prompt_ids for example in part.examples])
             f1 += [judge.f1(text, example) for text, example in zip(texts, part.examples, strict=True)]
             self.meter.n_token += n_token + sum(len(example.prompt_ids) for example in part.examples)
         self.meter.n_forward += self.n_minibatch
         self.meter.n_example += self._n_example
-        return torch.tensor(1.0 - sum(f1) / len(f1), device=self.parts[0].labels.device)
+        return torch.tensor(1.0 - sum(f1) / len(f1), device=parts[0].labels.device)
+
+    def _ready(self) -> Sequence[Batch]:
+        """The parts on the device, for work that does not wait its turn: what is planned before it runs now."""
+        if self.later is None:
+            return self.parts
+        self.later.run()
+        return [part.to(self.later.device) for part in self.parts]
 
     @property
     def _n_example(self) -> int:
         return sum(part.n_example for part in self.parts)
 
-    def _scores(self, start: int) -> list[Tensor]:
+    def _scores(self, parts: Sequence[Batch], start: int, graphed: bool) -> list[Tensor]:
         """Of each part, from layer ``start`` up; what layer ``self.layer`` - 1 puts out is kept for the next time."""
-        if self.layer == 0 and self.score is not None:
-            return [self.score(part) for part in self.parts]
+        if self.layer == 0 and self.score is not None and graphed:
+            return [self.score(part) for part in parts]
         made: list[Any] = []
         found = []
-        for i, part in enumerate(self.parts):
+        for i, part in enumerate(parts):
             below = self._kept.outputs[i] if start else None
             with self.layers.reusing(start, below, self.layer, made.append):
                 found.append(self.scorer(part))
         if made:
-            self._kept.layer, self._kept.outputs = self.layer, made
+            self._kept.outputs = made
         return found
 
     def _count_forward(self, share: float) -> None:

@@ -221,7 +221,7 @@ def _sum(mask: Mask | None, commits: list[Commit], block: int, decays: bool, led
             continue
         for z, c in op.point.items():
             if isinstance(z, Coordinate) or z.touches(block):
-                terms[z] = terms.get(z, 0.0) + scale * c
+                terms[z] = terms.get(z, 0.0) + scale * float(c)
         scale *= 1.0 - op.decay if decays else 1.0
     directions = {z: c for z, c in terms.items() if isinstance(z, Direction)}
     kinds: list[StreamDistribution] = [z.stream for z in directions]

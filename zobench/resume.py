@@ -58,8 +58,12 @@ class Trail(Protocol):
         """What surrounds a step and ``stepped``."""
         ...
 
-    def stepped(self, mark: Mark) -> None:
-        """A whole step is made."""
+    def ops(self) -> list[Op]:
+        """The moves and commits since it was asked last."""
+        ...
+
+    def stepped(self, mark: Mark, ops: list[Op]) -> None:
+        """A whole step is made, of these moves and commits, and all its numbers are known."""
         ...
 
     def at_home(self, evaluated: list[int], chosen: Chosen | None) -> None:
@@ -140,14 +144,19 @@ class ByReplay:
         # which the first step starts, is swallowed there, or crashes it.
         return held()
 
-    def stepped(self, mark: Mark) -> None:
-        self._append(mark, False)
+    def ops(self) -> list[Op]:
+        made, self._ops = self._ops, []
+        self._optimizer.on_op(self._ops.append)
+        return made
+
+    def stepped(self, mark: Mark, ops: list[Op]) -> None:
+        self._append(mark, False, ops)
         if time.monotonic() - self._flushed > FLUSH_S:
             self._flush()
 
     def at_home(self, evaluated: list[int], chosen: Chosen | None) -> None:
         del evaluated, chosen  # the record knows, and replaying comes by
-        self._append(self.mark, True)
+        self._append(self.mark, True, self.ops())
         self._flush()
 
     def stop(self, evaluated: list[int], chosen: Chosen | None) -> None:
@@ -158,10 +167,9 @@ class ByReplay:
         del over  # it stays: the tuned weights can be rebuilt from it
         self._optimizer.on_op(None)
 
-    def _append(self, mark: Mark, evaluation: bool) -> None:
+    def _append(self, mark: Mark, evaluation: bool, ops: list[Op]) -> None:
         self.mark = mark
-        self._trajectory.append(Entry(mark.step, evaluation, list(self._ops)), mark)
-        self._ops.clear()
+        self._trajectory.append(Entry(mark.step, evaluation, ops), mark)
 
     def _flush(self) -> None:
         self._trajectory.flush()
@@ -220,7 +228,11 @@ class ByState:
         with held():
             yield
 
-    def stepped(self, mark: Mark) -> None:
+    def ops(self) -> list[Op]:
+        return []
+
+    def stepped(self, mark: Mark, ops: list[Op]) -> None:
+        del ops
         self.mark, self._whole = mark, True
 
     def at_home(self, evaluated: list[int], chosen: Chosen | None) -> None:

@@ -8,12 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from zobench import provenance
+from zobench.engine.ops import Op
 from zobench.engine.stream import NOISE_VERSION
 from zobench.objective import Meter
+from zobench.optim.step import StepInfo
 from zobench.record import SCHEMA
 from zobench.run import Bench, RunSpec
 
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step that was made, whose numbers may become known later: everything else as it was right after it.
+
+    step: its number, from 1. ops: its moves and commits, see `resume.Trail.ops`. progress: share of the budget spent.
+    """
+
+    step: int
+    info: StepInfo
+    lr: float
+    meter: Meter
+    memory: dict[str, Any]
+    progress: float
+    ops: list[Op]
 
 
 @dataclass

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -39,6 +39,9 @@ from zobench.scoring import Batch, Scorer
 from zobench.tasks.base import Split, Task
 from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import examples
+
+if TYPE_CHECKING:
+    from zobench.engine.queue import Queue
 
 NOT_IDENTITY = (
     "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
@@ -187,6 +190,7 @@ class Bench:
     layers: Layers
     score: Callable[[Batch], torch.Tensor]  # forwards without autograd
     writer: Writer | None = None  # of a generation task
+    later: Queue | None = None  # of steps that are planned ahead; minibatches are on the host then
 
     @property
     def trainable(self) -> list[torch.Tensor]:
@@ -203,6 +207,7 @@ class Bench:
         return TaskObjective(
             self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
             Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.writer,
+            later=self.later,
         )  # fmt: skip
 
     def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
@@ -255,11 +260,17 @@ def build(spec: RunSpec) -> Bench:
         model.requires_grad_(False)
     # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
     graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
+    optimizer, later = make_optimizer(spec, model, len(layers)), None
+    if graphed and isinstance(optimizer, ZOOptimizer):
+        from zobench.engine.queue import Queue  # it needs Triton
+
+        later = optimizer.ledger.later = Queue(spec.device)
+        minibatches = replace(minibatches, device=torch.device("cpu"))
     return Bench(
         spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
-        nulls=given.nulls, optimizer=make_optimizer(spec, model, len(layers)), rows={**rows, **given.rows},
+        nulls=given.nulls, optimizer=optimizer, rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
-        score=GraphedScorer(scorer) if graphed else scorer,
+        score=GraphedScorer(scorer) if graphed else scorer, later=later,
         writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
     )  # fmt: skip
 

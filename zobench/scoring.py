@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +39,16 @@ class Batch:
     @property
     def n_example(self) -> int:
         return int(self.labels.shape[0])
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that scores and losses depend on."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch, its tensors on ``device``."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return replace(self, **moved)
 
 
 def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, normalised: bool = False) -> Batch:

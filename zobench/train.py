@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import traceback
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +17,9 @@ from zobench import placement, provenance
 from zobench.clock import Clocks
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.hybrid import Hybrid
-from zobench.optim.step import StepInfo
 from zobench.record import FINISHED, Record, RecordError
 from zobench.resume import check_same, trail_of
-from zobench.rows import Window, run_row
+from zobench.rows import Made, Window, run_row
 from zobench.run import Bench
 from zobench.state import Chosen
 from zobench.tasks.base import Split
@@ -30,7 +31,7 @@ class Observer(Protocol):
 
     def row(self, row: Mapping[str, Any]) -> None: ...
 
-    def step(self, progress: float, n_step: int, info: StepInfo) -> None: ...
+    def step(self, progress: float, n_step: int, loss: float) -> None: ...
 
     def evaluating(self, split: Split, n_done: int, n: int) -> None: ...
 
@@ -51,6 +52,7 @@ class Loop:
         self.clocks = Clocks(*placement.devices(bench.model))
         self.n_step = 0
         self.window = Window()
+        self._made: deque[Made] = deque()  # steps that are not written down yet
         self.first_step_s = 0.0
         self.dev: list[dict[str, Any]] = []  # evaluation rows of dev that hold for this course of the run
         self.best: dict[str, Any] | None = None  # the dev row of the chosen checkpoint
@@ -105,25 +107,51 @@ class Loop:
         with self.trail.stepping():
             info = self.optimizer.step(self.bench.objective(self.n_step))
             self.n_step += 1
-            self.window.add(info.loss, info.projected_grad)
             if self.n_step == 1:
                 self.clocks.switch("train")
                 self.first_step_s = self.clocks.seconds["train"]
+            self._made.append(
+                Made(self.n_step, info, self.optimizer.lr, replace(self.meter), dict(self.optimizer.memory),
+                     self._progress(), self.trail.ops())
+            )  # fmt: skip
             self._log()
-        for observer in self.observers:
-            observer.step(self._progress(), self.n_step, info)
 
     def _log(self) -> None:
-        if self.n_step % self.spec.log_every == 0:
-            lr = self.optimizer.lr
-            self._write(self.window.row(self.n_step, lr, self.meter, self.clocks.elapsed("train")))
-            self.window = Window()
-        m = self.meter
-        mark = Mark(
-            self.n_step, (m.n_forward, m.n_backward, m.n_example, m.n_token, m.n_jvp), self.clocks.elapsed("train"),
-            self.first_step_s, list(self.window.losses), self.window.projected_grad, dict(self.optimizer.memory),
-        )  # fmt: skip
-        self.trail.stepped(mark)
+        """Write down the steps whose numbers are known by now."""
+        while self._made and self._made[0].info.known:
+            made = self._made.popleft()
+            loss, slope, m = float(made.info.loss), made.info.projected_grad, made.meter
+            self.window.add(loss, None if slope is None else float(slope))
+            if made.step % self.spec.log_every == 0:
+                self._write(self.window.row(made.step, made.lr, m, self.clocks.elapsed("train")))
+                self.window = Window()
+            mark = Mark(
+                made.step, (m.n_forward, m.n_backward, m.n_example, m.n_token, m.n_jvp), self.clocks.elapsed("train"),
+                self.first_step_s, list(self.window.losses), self.window.projected_grad, made.memory,
+            )  # fmt: skip
+            self.trail.stepped(mark, made.ops)
+            for observer in self.observers:
+                observer.step(made.progress, made.step, loss)
+
+    def _settle(self) -> None:
+        """Wait for the numbers of all steps made.
+
+        Raises:
+            FloatingPointError: one of the steps has failed.
+        """
+        if isinstance(self.optimizer, ZOOptimizer):
+            self.optimizer.settle()
+        self._log()
+
+    def _take_back(self) -> None:
+        """Forget the steps that were made after one that failed; that it failed became known late."""
+        kept = self.optimizer.n_step if isinstance(self.optimizer, ZOOptimizer) else self.n_step
+        lost = [made for made in self._made if made.step > kept]
+        if lost:
+            self.n_step = lost[0].step - 1
+            vars(self.meter).update(vars(lost[0].meter))  # it was made, and paid for
+            self._made = deque(made for made in self._made if made.step <= self.n_step)
+        self._log()
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
@@ -135,6 +163,7 @@ class Loop:
         test_due = self.n_step == 0 and not self.record.evals("test", 0)
         if not dev_due and not test_due:
             return
+        self._settle()
         self.clocks.switch("eval")
         if dev_due:
             self.bench.home()
@@ -177,6 +206,11 @@ class Loop:
     # ---- the end -----------------------------------------------------------------------------------------------
 
     def _finish(self, status: str, reason: str | None, trace: str | None = None) -> dict[str, Any]:
+        try:
+            self._settle()
+        except FloatingPointError as error:
+            status, reason = "diverged", str(error)
+        self._take_back()
         metrics: dict[str, Any] = {"dev": self.best["metrics"]} if self.best else {}
         chosen = self.best["step"] if self.best else None
         if status == "completed":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zobench.engine.direction import Coordinate, Direction, Distribution, Mask, MaskKind, MaskScope
+from zobench.engine.late import Number
 from zobench.engine.ledger import Ledger
 from zobench.engine.ops import Axis, Commit, Copied, Move, Op, Rounding
 from zobench.engine.rules import Rule
@@ -221,10 +222,10 @@ def _packed_op(op: Op) -> list[Any]:
     return ["c", point, op.decay, *(more if more != [None, None] else [])]
 
 
-def _packed_term(z: Axis, c: float) -> list[Any]:
+def _packed_term(z: Axis, c: Number) -> list[Any]:
     if isinstance(z, Coordinate):
-        return ["e", z.tensor, z.index, c]
-    return [z.step, z.probe, c] if z.blocks is None else [z.step, z.probe, c, z.blocks]
+        return ["e", z.tensor, z.index, float(c)]
+    return [z.step, z.probe, float(c)] if z.blocks is None else [z.step, z.probe, float(c), z.blocks]
 
 
 def _unpacked(row: dict[str, Any], header: Header) -> Entry:

@@ -14,7 +14,7 @@ _stand_in: ContextVar[Engine | None] = ContextVar("stand_in", default=None)
 
 
 @contextmanager
-def standing_in(engine: Engine) -> Iterator[None]:
+def standing_in(engine: Engine | None) -> Iterator[None]:
     """Inside, ``engine`` is that of every device: for tensors without values, which no engine can sweep."""
     token = _stand_in.set(engine)
     try:

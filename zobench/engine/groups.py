@@ -11,11 +11,14 @@ from torch import Tensor
 
 from zobench.engine import engine_for
 from zobench.engine.direction import Coordinate
+from zobench.engine.late import Late, Number, may_count
 from zobench.engine.masks import PIECE
 from zobench.engine.ops import Axis, Rounding
 from zobench.engine.rules import Rule
 from zobench.engine.slot import Engine, Slot
 from zobench.engine.stream import tensor_id
+
+Stand = tuple[float, dict[Axis, Number], Rule | None, dict[Axis, Number], dict[Axis, Number]]
 
 
 @dataclass
@@ -23,7 +26,8 @@ class Group:
     """Tensors that share one affine position: weight = scale * theta + sum_j offsets_j z_j.
 
     With master weights, what is pending instead: master_next = scale * master + sum_j offsets_j z_j. ``rule``: pending,
-    applied to ``moved``. ``position``: where the last move went.
+    applied to ``moved``. ``position``: where the last move went. These mappings are replaced, never changed, so that
+    `stand` holds.
     """
 
     slots: list[Slot]
@@ -31,10 +35,10 @@ class Group:
     block: int
     engine: Engine
     scale: float = 1.0
-    offsets: dict[Axis, float] = field(default_factory=dict)
+    offsets: dict[Axis, Number] = field(default_factory=dict)
     rule: Rule | None = None
-    moved: dict[Axis, float] = field(default_factory=dict)
-    position: dict[Axis, float] = field(default_factory=dict)
+    moved: dict[Axis, Number] = field(default_factory=dict)
+    position: dict[Axis, Number] = field(default_factory=dict)
 
     @cached_property
     def ids(self) -> frozenset[int]:
@@ -43,12 +47,28 @@ class Group:
     def touched(self, z: Axis) -> bool:
         return z.tensor in self.ids if isinstance(z, Coordinate) else z.touches(self.block)
 
-    def at(self, target: dict[Axis, float], master: bool) -> bool:
-        """Whether the weights are at theta + target already."""
+    def at(self, target: dict[Axis, Number], master: bool) -> bool:
+        """Whether the weights are known to be at theta + target already."""
         if self.scale != 1.0 or self.rule is not None:
             return False
-        offsets = {z: c for z, c in self.offsets.items() if c != 0.0}
-        return (not offsets and self.position == target) if master else offsets == target
+        offsets = {z: c for z, c in self.offsets.items() if may_count(c)}
+        return (not offsets and _same(self.position, target)) if master else _same(offsets, target)
+
+    @property
+    def stand(self) -> Stand:
+        """Where it is, to go back to; the setter does."""
+        return self.scale, self.offsets, self.rule, self.moved, self.position
+
+    @stand.setter
+    def stand(self, stand: Stand) -> None:
+        self.scale, self.offsets, self.rule, self.moved, self.position = stand
+
+
+def _same(a: dict[Axis, Number], b: dict[Axis, Number]) -> bool:
+    """Whether two points are the same for certain."""
+    return len(a) == len(b) and all(
+        z in b and (b[z] is c or not (isinstance(c, Late) or isinstance(b[z], Late) or b[z] != c)) for z, c in a.items()
+    )
 
 
 def slots_of(named: Iterable[tuple[str, Tensor]], rounding: Rounding, n_state: int) -> dict[str, Slot]:

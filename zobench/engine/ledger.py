@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -12,13 +12,18 @@ from torch import Tensor
 from zobench.engine import engine_for, masks
 from zobench.engine.coordinates import nudge
 from zobench.engine.direction import Coordinate, Direction, Mask
-from zobench.engine.groups import Group, exchange, groups_of, slots_of, with_bits
+from zobench.engine.groups import Group, Stand, exchange, groups_of, slots_of, with_bits
+from zobench.engine.late import Late, Number, may_count
 from zobench.engine.ops import Axis, Commit, Copied, Move, Op, Point, Rounding
 from zobench.engine.rules import Rule
-from zobench.engine.slot import Slot, Stream
+from zobench.engine.slot import Slot, Stream, Sweep
 from zobench.engine.stream import ROUNDING, derive_key, tensor_id
 from zobench.engine.stream import Distribution as StreamDistribution
 
+if TYPE_CHECKING:
+    from zobench.engine.queue import Queue
+
+Place = tuple[int, int, Mask | None, bool, tuple[Stand, ...]]
 NORMS_KEPT = 1024  # norms of sphere directions: more than the probes of a step, so each is computed once
 
 
@@ -42,6 +47,9 @@ class Ledger:
         decays: whether commits may have a decay; without, tensors of all shapes are swept together.
         on_op: called with each `Op`, for the trajectory.
 
+    With a `queue.Queue` in ``later``, the sweeps within a step are planned, and run when the queue says. Coefficients
+    may then be late numbers, and what reads weights past the ledger must call ``run`` before.
+
     Raises:
         ValueError: no tensors, two of one name, a tensor that cannot be swept, or rounding unfit for its dtype.
     """
@@ -59,7 +67,9 @@ class Ledger:
     ) -> None:
         self.rounding: Rounding = rounding
         self.on_op = on_op
+        self.later: Queue | None = None
         self.n_sweep = 0
+        self.n_commit = 0
         self._seed = seed
         self._mask: Mask | None = None
         self._decays = decays
@@ -71,7 +81,7 @@ class Ledger:
 
     def move_to(self, point: Point) -> None:
         """One fused sweep to theta + sum_j point_j z_j; none when the weights are there already."""
-        target = {z: c for z, c in point.items() if c != 0.0}
+        target = {z: c for z, c in point.items() if may_count(c)}
         self._adopt(target)
         if self._sweep(target) and self.on_op is not None:
             self.on_op(Move(target))
@@ -85,7 +95,11 @@ class Ledger:
         Raises:
             FloatingPointError: a coefficient is not finite; theta is as it was.
         """
-        finite = all(map(math.isfinite, point.values())) and math.isfinite(decay) and (rule is None or rule.finite)
+        for c in point.values():
+            if isinstance(c, Late):
+                self.check(c, f"update with a coefficient that is not finite and decay {decay} refused")
+        known = [c for c in point.values() if not isinstance(c, Late)]
+        finite = all(map(math.isfinite, known)) and math.isfinite(decay) and (rule is None or rule.finite)
         if decay != 0.0 and not self._decays:
             raise ValueError(f"decay {decay}: this ledger was made for none")
         if not finite or decay >= 1.0:
@@ -108,8 +122,11 @@ class Ledger:
             if rule is not None:
                 group.rule, group.moved = rule, here
                 continue
+            offsets = dict(group.offsets)
             for z, c in here.items():
-                group.offsets[z] = group.offsets.get(z, 0.0) + factor * c
+                offsets[z] = offsets.get(z, 0.0) + factor * c
+            group.offsets = offsets
+        self.n_commit += 1
         if self.on_op is not None:
             self.on_op(Commit(dict(point), decay, rule, blocks))
 
@@ -125,6 +142,7 @@ class Ledger:
             KeyError: a swap without a snapshot.
         """
         self.home()
+        self.settle()
         for slot in self.named_slots():
             own = [slot.weight] if slot.master is None else [slot.weight, slot.master]
             if what == "snapshot":
@@ -145,20 +163,54 @@ class Ledger:
         slot = Slot(total, tensor_id(name))
         engine_for(out.device).sweep([slot], [Stream(z.key, self.norm(z))], 1.0, z.stream)
 
+    def check(self, number: Late, message: str) -> None:
+        """From the next sweep on nothing moves if the number is not finite; the host hears of it by `late.Broken`."""
+        if self.later is not None and not number.known:
+            self.later.check(number, message, self.place)
+        elif not math.isfinite(float(number)):
+            raise FloatingPointError(message)
+
+    def run(self) -> None:
+        """Start all that is planned: the weights are then where the ledger says, for what the device does next."""
+        if self.later is not None:
+            self.later.run()
+
+    def settle(self) -> None:
+        """`run`, and wait until all is done and known.
+
+        Raises:
+            Broken: a check has failed.
+        """
+        if self.later is not None:
+            self.later.settle()
+
+    @property
+    def place(self) -> Place:
+        """Where the weights are and what is pending, to `return_to` it after what was planned since did not run."""
+        return self.n_sweep, self.n_commit, self._mask, self.swapped, tuple(group.stand for group in self._groups)
+
+    def return_to(self, place: Place) -> None:
+        """Nothing was swept since ``place``."""
+        self.n_sweep, self.n_commit, self._mask, self.swapped, stands = place
+        for group, stand in zip(self._groups, stands, strict=True):
+            group.stand = stand
+
     @property
     def at_home(self) -> bool:
         return not self.swapped and all(group.at({}, self.rounding == "master") for group in self._groups)
 
     @property
     def block_slots(self) -> dict[int, list[Slot]]:
-        """The slots of each block."""
+        """The slots of each block, their weights where the ledger says."""
+        self.run()
         found: dict[int, list[Slot]] = {}
         for group in self._groups:
             found.setdefault(group.block, []).extend(group.slots)
         return found
 
     def named_slots(self) -> list[Slot]:
-        """All slots, in the order of their ids."""
+        """All slots, in the order of their ids, their weights where the ledger says."""
+        self.run()
         return sorted((s for g in self._groups for s in g.slots), key=lambda s: s.id)
 
     def norm(self, z: Direction) -> float:
@@ -183,6 +235,8 @@ class Ledger:
         self._sweep({})
         self._mask = found.pop()
         stored = self._mask is not None and self._mask.keep is None
+        if stored:
+            self.settle()
         for group in self._groups:
             group.slots = [with_bits(slot, stored) for slot in group.slots]
         if self._mask is not None and stored:
@@ -190,7 +244,7 @@ class Ledger:
             together = [slots] if self._mask.scope == "global" else [[slot] for slot in slots]
             masks.fill(together, 1.0 - self._mask.sparsity, self._mask.kind == "magnitude_small")
 
-    def _sweep(self, target: dict[Axis, float]) -> bool:
+    def _sweep(self, target: dict[Axis, Number]) -> bool:
         """Whether any weight moved."""
         moved = False
         for group in self._groups:
@@ -200,22 +254,23 @@ class Ledger:
                 continue
             moved = True
             (self._from_master if master else self._in_place)(group, here)
-            group.scale, group.offsets = 1.0, {} if master else dict(here)
-            group.rule, group.moved, group.position = None, {}, here
+            group.stand = 1.0, {} if master else here, None, {}, here
+            if self.later is not None:
+                self.later.swept_to(self.place)
         self.n_sweep += moved
         return moved
 
-    def _in_place(self, group: Group, target: dict[Axis, float]) -> None:
+    def _in_place(self, group: Group, target: dict[Axis, Number]) -> None:
         back = 1.0 / group.scale
         coefs = {z: target.get(z, 0.0) - back * group.offsets.get(z, 0.0) for z in {**group.offsets, **target}}
-        self._add(group, {z: c for z, c in coefs.items() if c != 0.0}, group.moved, back)
+        self._add(group, {z: c for z, c in coefs.items() if may_count(c)}, group.moved, back)
 
-    def _from_master(self, group: Group, target: dict[Axis, float]) -> None:
+    def _from_master(self, group: Group, target: dict[Axis, Number]) -> None:
         nudged = {z for z in group.position if isinstance(z, Coordinate)}  # to be written even when not named any more
-        coefs: dict[Axis, float] = {**dict.fromkeys(nudged, 0.0), **target}
+        coefs: dict[Axis, Number] = {**dict.fromkeys(nudged, 0.0), **target}
         self._add(group, coefs, group.moved if group.rule is not None else group.offsets, group.scale)
 
-    def _add(self, group: Group, coefs: dict[Axis, float], commits: dict[Axis, float], scale: float) -> None:
+    def _add(self, group: Group, coefs: dict[Axis, Number], commits: dict[Axis, Number], scale: float) -> None:
         """One sweep: theta <- scale theta + (g, or f(g)); weight <- theta + sum_j coefs_j z_j."""
         directions = [z for z in {**commits, **coefs} if isinstance(z, Direction)]
         left = any(isinstance(z, Direction) for z in group.position)
@@ -224,10 +279,15 @@ class Ledger:
                        for z in directions]  # fmt: skip
             bits = derive_key(self._seed, self.n_sweep, 0, ROUNDING) if self.rounding == "stochastic" else None
             keep = self._mask.keep if self._mask is not None else None
-            group.engine.sweep(group.slots, streams, scale, _distribution(directions), bits, group.rule, keep)
-        single = {z: c for z, c in coefs.items() if isinstance(z, Coordinate)}
-        steps = {z: c for z, c in commits.items() if isinstance(z, Coordinate)}
+            sweep = Sweep(group.slots, streams, scale, _distribution(directions), bits, group.rule, keep)
+            if self.later is not None and self.later.planning:
+                self.later.sweep(group.engine, sweep)
+            else:
+                sweep.run(group.engine)
+        single = {z: float(c) for z, c in coefs.items() if isinstance(z, Coordinate)}
+        steps = {z: float(c) for z, c in commits.items() if isinstance(z, Coordinate)}
         if single or steps:
+            self.run()
             nudge(group.slots, single, steps)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zobench.engine.direction import Coordinate, Direction
+from zobench.engine.late import Number
 from zobench.engine.rules import Rule
 
 Axis = Direction | Coordinate
 Point = (
-    Mapping[Direction, float] | Mapping[Coordinate, float] | Mapping[Axis, float]
+    Mapping[Direction, Number] | Mapping[Coordinate, Number] | Mapping[Axis, Number]
 )  # the displacement sum_j c_j z_j from theta
 Rounding = Literal["nearest", "stochastic", "master"]
 

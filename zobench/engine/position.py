@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zobench.engine.direction import Coordinate, Direction, Mask
 from zobench.engine.groups import with_bits
+from zobench.engine.late import Number
 from zobench.engine.ledger import Ledger
 from zobench.engine.ops import Axis
 from zobench.engine.rules import Rule
@@ -71,11 +72,11 @@ def _tensors(ledger: Ledger) -> list[Tensor]:
     return [tensor for here in held for tensor in here if tensor is not None]
 
 
-def _packed(point: Mapping[Axis, float]) -> list[tuple[tuple[Any, ...], float]]:
-    return [(dataclasses.astuple(z), c) for z, c in point.items()]
+def _packed(point: Mapping[Axis, Number]) -> list[tuple[tuple[Any, ...], float]]:
+    return [(dataclasses.astuple(z), float(c)) for z, c in point.items()]
 
 
-def _unpacked(packed: list[Any]) -> dict[Axis, float]:
+def _unpacked(packed: list[Any]) -> dict[Axis, Number]:
     return {_axis(*fields): float(c) for fields, c in packed}
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from zobench.engine.late import Number
 from zobench.engine.rules import Rule
 from zobench.engine.stream import Distribution, Key
 
@@ -30,11 +31,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Stream:
-    """z of ``key``: ``commit`` of it go into g, ``coef`` of it are added to the weight afterwards."""
+    """z of ``key``: ``commit`` of it go into g, ``coef`` of it are added to the weight afterwards. Late numbers only
+    where the sweep is one of a `queue.Queue`."""
 
     key: Key
-    coef: float
-    commit: float = 0.0
+    coef: Number
+    commit: Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,24 @@ class Keep:
 
     key: Key
     below: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The arguments of `Engine.sweep`."""
+
+    slots: list[Slot]
+    streams: list[Stream]
+    scale: float = 1.0
+    distribution: Distribution = "gaussian"
+    rounding: Key | None = None
+    rule: Rule | None = None
+    keep: Keep | None = None
+
+    def run(self, engine: Engine) -> None:
+        """At once; late numbers are waited for."""
+        known = [Stream(s.key, float(s.coef), float(s.commit)) for s in self.streams]
+        engine.sweep(self.slots, known, self.scale, self.distribution, self.rounding, self.rule, self.keep)
 
 
 class Engine(Protocol):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from zobench.config import Range, require
 from zobench.engine.direction import Direction, Distribution, Mask, MaskKind, MaskScope
+from zobench.engine.late import Late, Number
 from zobench.engine.ledger import Ledger
 from zobench.engine.ops import Op, Point, Rounding
 from zobench.engine.rules import Rule
@@ -21,7 +22,7 @@ from zobench.layers import share
 from zobench.objective import Objective
 from zobench.optim.blocks import By, Order, partition
 from zobench.optim.blocks import n_layer as layers_named
-from zobench.optim.step import StepInfo, whole_step
+from zobench.optim.step import StepInfo, Undo, settle, whole_step
 
 Positive = Annotated[float, Range(above=0.0)]
 NonNegative = Annotated[float, Range(least=0.0)]
@@ -34,8 +35,8 @@ class Estimate:
     """A directional derivative: ``slope`` of the loss along ``direction``; ``loss``: mean of the losses it used."""
 
     direction: Direction
-    slope: float
-    loss: float
+    slope: Number
+    loss: Number
 
 
 class ZOOptimizer(Optimizer):
@@ -117,8 +118,7 @@ class ZOOptimizer(Optimizer):
         self.progress = 0.0  # share of the budget that is spent
         self._active: tuple[int, ...] | None = None  # blocks of the update being made
         self._queue: list[tuple[Point, float, Rule | None]] | None = None  # commits held back by the jacobi order
-        self._done: list[tuple[Point, float, tuple[int, ...] | None]] = []  # commits of the step being made
-        self._stepping = False
+        self._undo: Undo | None = None  # of the step being made
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -219,16 +219,29 @@ class ZOOptimizer(Optimizer):
     def two_point(self, objective: Objective, z: Direction) -> Estimate:
         """(L(theta + eps z) - L(theta - eps z)) / (2 eps). Two forwards. Leaves the weights at theta - eps z."""
         self.ledger.move_to({z: self.zo_eps})
-        plus = float(objective())
+        plus = number(objective())
         self.ledger.move_to({z: -self.zo_eps})
-        minus = float(objective())
-        return finite(Estimate(z, (plus - minus) / (2.0 * self.zo_eps), (plus + minus) / 2.0))
+        minus = number(objective())
+        return self.finite(Estimate(z, (plus - minus) / (2.0 * self.zo_eps), (plus + minus) / 2.0))
 
-    def one_sided(self, objective: Objective, z: Direction, base: float) -> Estimate:
+    def one_sided(self, objective: Objective, z: Direction, base: Number) -> Estimate:
         """(L(theta + eps z) - base) / eps with base = L(theta). One forward. Leaves the weights at theta + eps z."""
         self.ledger.move_to({z: self.zo_eps})
-        plus = float(objective())
-        return finite(Estimate(z, (plus - base) / self.zo_eps, plus))
+        plus = number(objective())
+        return self.finite(Estimate(z, (plus - base) / self.zo_eps, plus))
+
+    def finite(self, estimate: Estimate) -> Estimate:
+        """The estimate. With a late slope, nothing moves until it is known to be finite.
+
+        Raises:
+            FloatingPointError: its slope is not finite.
+        """
+        slope = estimate.slope
+        if isinstance(slope, Late):
+            self.ledger.check(slope, f"slope along {estimate.direction}")
+        elif not math.isfinite(slope):
+            raise FloatingPointError(f"loss {estimate.loss} and slope {slope} along {estimate.direction}")
+        return estimate
 
     def commit(self, point: Point, rule: Rule | None = None) -> None:
         """theta <- (1 - lr wd) theta + sum_j point_j z_j, or with a rule + f(sum_j point_j z_j), on the blocks whose
@@ -238,11 +251,20 @@ class ZOOptimizer(Optimizer):
             self._queue.append((dict(point), decay, rule))
             return
         self.ledger.commit(point, decay, rule, self._active)
-        if rule is None:
-            self._done.append((dict(point), decay, self._active))
+        if rule is None and self._undo is not None:
+            self._undo.done.append((self.ledger.n_commit, dict(point), decay, self._active))
+
+    def settle(self) -> None:
+        """Wait until all numbers of the steps made so far are known.
+
+        Raises:
+            FloatingPointError: one of the steps has failed; theta and the optimizer are as before that step.
+        """
+        settle(self)
 
     def home(self) -> None:
-        """The weights at theta, to the rounding of the precision mode."""
+        """The weights at theta, to the rounding of the precision mode. Raises as `settle` does."""
+        self.settle()
         self.ledger.home()
 
     def on_op(self, callback: Callable[[Op], None] | None) -> None:
@@ -259,12 +281,12 @@ class ZOOptimizer(Optimizer):
             return [(picked, min(self._parts[i].layer for i in picked))]
         return [((i,), part.layer) for i, part in enumerate(self._parts)]
 
-    def anneal(self, loss: float) -> None:
+    def anneal(self, loss: Number) -> None:
         """Note the step's loss, and lower lr after a window of steps whose losses rose."""
         every, ratio, factor = self._anneal
         if every is None:
             return
-        losses = [*self.memory.get("losses", []), loss]
+        losses = [*self.memory.get("losses", []), float(loss)]
         if len(losses) == every:
             half = every // 2
             if math.fsum(losses[half:]) / (every - half) > ratio * math.fsum(losses[:half]) / half:
@@ -279,12 +301,6 @@ def info_of(estimates: list[Estimate]) -> StepInfo:
     return StepInfo(sum(e.loss for e in estimates) / n, sum(e.slope for e in estimates) / n)
 
 
-def finite(estimate: Estimate) -> Estimate:
-    """The estimate.
-
-    Raises:
-        FloatingPointError: its slope is not finite.
-    """
-    if not math.isfinite(estimate.slope):
-        raise FloatingPointError(f"loss {estimate.loss} and slope {estimate.slope} along {estimate.direction}")
-    return estimate
+def number(loss: Tensor | Late) -> Number:
+    """A loss as a number that arithmetic waits for no longer than it must."""
+    return loss if isinstance(loss, Late) else float(loss)

@@ -56,7 +56,7 @@ class MeZOSVRG(ZOOptimizer):
         if self.n_step % self.every == 0:
             self.ledger.copy("snapshot")
             estimates = [self.two_point(objective.full(), z) for z in self.directions()]
-            self.memory["full"] = [[e.direction.step, e.direction.probe, e.slope / self.q] for e in estimates]
+            self.memory["full"] = [[e.direction.step, e.direction.probe, float(e.slope) / self.q] for e in estimates]
             self.commit({e.direction: -self.lr * self._full_to_lr / self.q * e.slope for e in estimates})
             return info_of(estimates)
         estimates = [self.two_point(objective, z) for z in self.directions()]

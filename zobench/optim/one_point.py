@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zobench.objective import Objective
-from zobench.optim.base import Estimate, ZOOptimizer, finite, info_of
+from zobench.optim.base import Estimate, ZOOptimizer, info_of
 from zobench.optim.step import StepInfo
 
 
@@ -42,7 +42,7 @@ class OnePoint(ZOOptimizer):
         self.ledger.move_to({z: self.zo_eps})
         loss = float(objective())
         before = self.memory.get(str(self._active), loss)
-        estimate = finite(Estimate(z, (loss - before) / self.zo_eps, loss))
+        estimate = self.finite(Estimate(z, (loss - before) / self.zo_eps, loss))
         self.memory[str(self._active)] = loss
         self.commit({z: -self.lr * estimate.slope})
         return info_of([estimate])

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from zobench.engine.late import Late
 from zobench.forward_mode import Tangent
 from zobench.objective import Objective
 
@@ -53,7 +54,7 @@ class Shared:
     def __init__(self, inner: Objective, gradient: Gradient, whole: bool) -> None:
         self._inner, self._gradient, self._whole = inner, gradient, whole
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> Tensor | Late:
         if self._gradient.missing:
             loss = self._gradient.take()
             if self._whole:

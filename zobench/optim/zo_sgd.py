@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zobench.layers import share
 from zobench.objective import Objective
-from zobench.optim.base import ZOOptimizer, info_of
+from zobench.optim.base import ZOOptimizer, info_of, number
 from zobench.optim.step import StepInfo
 
 
@@ -79,7 +79,7 @@ class ZOSGD(ZOOptimizer):
                 continue
             if base is None or self.fresh_batches:
                 self.ledger.home()
-                base = float(at())
+                base = number(at())
             estimates.append(self.one_sided(at, z, base))
         self.commit({e.direction: -self.lr / len(estimates) * e.slope for e in estimates})
         return info_of(estimates)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zobench.engine.ops import Point
 from zobench.objective import Objective
-from zobench.optim.base import Estimate, ZOOptimizer, finite, info_of
+from zobench.optim.base import Estimate, ZOOptimizer, info_of
 from zobench.optim.step import StepInfo
 
 
@@ -56,7 +56,7 @@ class ZOSGDCons(ZOOptimizer):
         for z in self.directions():
             plus = loss_at({z: self.zo_eps})
             minus, width = (loss_at({z: -self.zo_eps}), 2.0) if self.sides == "two" else (here, 1.0)
-            estimates.append(finite(Estimate(z, (plus - minus) / (width * self.zo_eps), here)))
+            estimates.append(self.finite(Estimate(z, (plus - minus) / (width * self.zo_eps), here)))
         forth = {e.direction: -self.lr / self.q * e.slope for e in estimates}
         trials: list[Point] = [{}, forth, {z: -c for z, c in forth.items()}]
         self.commit(min(trials, key=loss_at))  # a trial whose loss is NaN is never the least

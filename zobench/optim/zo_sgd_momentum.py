@@ -69,7 +69,7 @@ class ZOSGDMomentum(ZOOptimizer):
             mean = {e.direction: e.slope / self.q for e in estimates}
             self.commit(mean, Rule("heavy_ball", (self.lr, self.momentum)))
         else:
-            self._commit_history([[e.direction.probe, e.slope / self.q] for e in estimates])
+            self._commit_history([[e.direction.probe, float(e.slope) / self.q] for e in estimates])
         return info_of(estimates)
 
     def _commit_history(self, latest: list[list[float]]) -> None:

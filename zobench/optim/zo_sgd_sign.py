@@ -52,7 +52,7 @@ class ZOSGDSign(ZOOptimizer):
         if self.variant == "elementwise":
             self.commit({e.direction: e.slope for e in estimates}, Rule("sign", (self.lr,)))
         else:
-            self.commit({e.direction: -self.lr / self.q * _sign(e.slope) for e in estimates})
+            self.commit({e.direction: -self.lr / self.q * _sign(float(e.slope)) for e in estimates})
         return info_of(estimates)
 
 

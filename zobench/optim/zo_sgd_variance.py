@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from zobench.engine.direction import Direction
+from zobench.engine.late import Number
 from zobench.engine.ops import Point
 from zobench.objective import Objective
-from zobench.optim.base import Count, Estimate, ZOOptimizer, finite, info_of
+from zobench.optim.base import Count, Estimate, ZOOptimizer, info_of, number
 from zobench.optim.step import StepInfo
 
 LEAST = 1e-3  # of a layer's d, so that a layer of zeros is not thrown far away
@@ -71,7 +72,7 @@ class ZOSGDVariance(ZOOptimizer):
             self.memory["d"] = self._measured(objective)
         d: list[float] = self.memory["d"]
         estimates = []
-        update: dict[Any, float] = {}
+        update: dict[Any, Number] = {}
         for z in self.directions():
             layers = [z.on((b,)) for b in range(len(d))]
             slope = self._slope(objective, {z_b: self.zo_eps / d_b for z_b, d_b in zip(layers, d, strict=True)}, z)
@@ -87,10 +88,10 @@ class ZOSGDVariance(ZOOptimizer):
 
     def _slope(self, objective: Objective, point: Point, z: Direction) -> Estimate:
         self.ledger.move_to(point)
-        plus = float(objective())
+        plus = number(objective())
         self.ledger.move_to({z_b: -c for z_b, c in point.items()})
-        minus = float(objective())
-        return finite(Estimate(z, (plus - minus) / (2.0 * self.zo_eps), (plus + minus) / 2.0))
+        minus = number(objective())
+        return self.finite(Estimate(z, (plus - minus) / (2.0 * self.zo_eps), (plus + minus) / 2.0))
 
     def _measured(self, objective: Objective) -> list[float]:
         if self.scale == "parameter_norm":
