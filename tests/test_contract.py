@@ -184,7 +184,7 @@ def quadratic(module: nn.Module) -> Tensor:
     """sum_i a_i (x_i - 2)^2 / 2 with a_i from 0.5 to 1.5, in float32 or wider."""
     x = torch.cat([p.flatten() for _, p in sorted(module.named_parameters())])
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return 0.5 * (torch.linspace(0.5, 1.5, len(x), dtype=x.dtype) * (x - 2.0).square()).sum()
+    return 0.5 * (torch.linspace(0.5, 1.5, len(x), dtype=x.dtype, device=x.device) * (x - 2.0).square()).sum()
 
 
 def bowl(module: nn.Module) -> Tensor:

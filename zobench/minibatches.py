@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,12 @@ def batch_indices(seed: int, step: int, size: int, n: int) -> list[int]:
     first = step * size
     found: list[int] = []
     for epoch in range(first // n, (first + size - 1) // n + 1):
-        order = generator(seed, epoch, BATCHES).permutation(n)
         start, stop = max(first - epoch * n, 0), min(first + size - epoch * n, n)
-        found.extend(int(i) for i in order[start:stop])
+        found.extend(_order(seed, epoch, n)[start:stop])
+    return found
+
+
+@functools.lru_cache(maxsize=4)  # a step asks for an epoch's order, or for two
+def _order(seed: int, epoch: int, n: int) -> list[int]:
+    found: list[int] = generator(seed, epoch, BATCHES).permutation(n).tolist()
     return found

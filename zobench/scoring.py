@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,18 +83,18 @@ def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, norma
             counts.append(len(option))
             rows.append((*example.prompt_ids, *option[:-1]))  # the last option token is predicted, never read
     longest = -(-max(len(row) for row in rows) // PAD_TO) * PAD_TO
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        ids[i, : len(row)] = row
 
-    def on_device(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(device)
+    def on_device(values: Any, dtype: type = np.int64) -> Tensor:
+        return torch.from_numpy(np.array(values, dtype=dtype)).to(device)
 
     def grid(chosen: list[set[int]]) -> Tensor:
-        return on_device([[j in js for j in range(widest)] for js in chosen], torch.bool)
+        return on_device([[j in js for j in range(widest)] for js in chosen], np.bool_)
 
     return Batch(
-        ids=ids.to(device),
+        ids=torch.from_numpy(ids).to(device),
         labels=on_device([example.label[0] for example in examples]),
         option_ids=on_device(option_ids),
         rows=on_device(where_row),
