@@ -61,20 +61,22 @@ def profile(arguments: Sequence[str]) -> int:
     more = [a for a in arguments if a.split("=")[0] not in OWN]
     settings = _asked(own)
     predicts = own.get("predict") == "true"
-    on_gpus = [] if predicts or "device=cpu" in more else gpus()
+    on_gpus: list[str | None] = [] if predicts or "device=cpu" in more else [*gpus()]
     n_job = int(own.get("jobs", max(1, len(on_gpus))))
     if not predicts and n_job > max(1, len(on_gpus)):
         raise ConfigError([f"jobs={n_job}: there are {len(on_gpus)} GPUs for it here, and two cells on one disturb "
                            "each other"])  # fmt: skip
-    cells = [cell for cell in chosen(cells_of(settings, more), own.get("only", "")) if not _refused(cell)]
+    cells = chosen(cells_of(settings, more), own.get("only", ""))
     out = Path(own.get("out", "results/profile")) / f"{settings.name}{'.predicted' if predicts else ''}.jsonl"
     done = {row["id"] for row in _rows(out)}
     missing = [cell for cell in cells if cell.id not in done]
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them there already ({out})", flush=True)
     if own.get("dry_run") == "true":
-        print("\n".join(map(str, missing)))
+        print("\n".join(str(cell) for cell in missing if not _refused(cell)))
         return 0
-    return _fill(settings, missing, predicts, (on_gpus or [None] * n_job)[:n_job], float(own.get("budget_s", "inf")), out)
+    return _fill(
+        settings, missing, predicts, (on_gpus or [None] * n_job)[:n_job], float(own.get("budget_s", "inf")), out
+    )
 
 
 def _asked(own: dict[str, str]) -> Profile:
@@ -116,7 +118,7 @@ def _fill(
             print(line(row), flush=True)
 
         work = predicted if predicts else measured
-        lost, left = work_through(settings, missing, work, workers, budget_s, done)
+        lost, left = work_through(settings, missing, work, workers, budget_s, _refused, done)
     over = math.isfinite(budget_s) and bool(left)
     if left:
         why = f"the budget of {budget_s:g} s is over" if over else "there is nothing left to measure them on"

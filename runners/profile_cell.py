@@ -32,9 +32,11 @@ def measured(profile: Profile, cell: Cell) -> Row:
     try:
         bench = build(spec)
         row["n_trainable"], row["n_total"] = bench.n_parameters
-        how = {"warm_up": profile.warm_up, "n": profile.n, "limit_s": profile.limit_s}
         row |= {"status": "completed", "reason": None}
-        row |= measure(bench, cell.length, **how, published=timed and not spec.model.masked)
+        row |= measure(
+            bench, cell.length, warm_up=profile.warm_up, n=profile.n, limit_s=profile.limit_s,
+            published=timed and not spec.model.masked,
+        )  # fmt: skip
     except (torch.OutOfMemoryError, MemoryError) as error:
         row |= {"status": "oom", "reason": _reason(error)}
     except RuntimeError as error:
@@ -58,7 +60,7 @@ def predicted(profile: Profile, cell: Cell) -> Row:
 
 def line(row: Mapping[str, Any]) -> str:
     """A row for the terminal."""
-    named = " ".join(str(row[key]) for key in ("model", "scheme", "optimizer")) + f" {row['batch_size']}x{row['length']}"
+    named = f"{row['model']} {row['scheme']} {row['optimizer']} {row['batch_size']}x{row['length']}"
     named += " checkpointed" if row["gradient_checkpointing"] else ""
     if row["status"] != "completed":
         return f"{row['status']:>8}  {named}: {row['reason']}"
@@ -77,7 +79,8 @@ def _head(kind: str, profile: Profile, cell: Cell, spec: RunSpec) -> Row:
     config = spec.config
     optimizer = config["optimizer"]
     return {
-        "kind": kind, "schema": 1, "id": cell.id, "suite": profile.name, **{name: config[name]["name"] for name in NAMES},
+        "kind": kind, "schema": 1, "id": cell.id, "suite": profile.name,
+        **{name: config[name]["name"] for name in NAMES},
         "gradient_checkpointing": spec.model.gradient_checkpointing, "batch_size": spec.batch_size,
         "length": cell.length, "q": optimizer.get("q", 1), "distribution": optimizer.get("distribution"),
         "command": f"python -m runners.profile suite={profile.name} only={cell.id}", "git": provenance.git(),

@@ -44,7 +44,7 @@ class _Worker:
 
 def work_through(
     profile: Profile, cells: Sequence[Cell], work: Work, gpus: Sequence[str | None], budget_s: float,
-    done: Callable[[Row], None],
+    refused: Callable[[Cell], bool], done: Callable[[Row], None],
 ) -> tuple[list[Cell], list[Cell]]:  # fmt: skip
     """Hand out cells in their order until none is left, or none is begun any more; which got no row, and which were not
     begun.
@@ -55,6 +55,7 @@ def work_through(
         work: makes a row of a cell, in a worker.
         gpus: as CUDA_VISIBLE_DEVICES names them, one a worker; None is a worker without a GPU.
         budget_s: after so many seconds no cell is begun.
+        refused: whether a cell is to be passed over; asked here, while the workers work.
         done: takes each row, here, as soon as it is there.
     """
     context: Any = multiprocessing.get_context("spawn")
@@ -84,8 +85,9 @@ def work_through(
             if said.row is not None:
                 done(said.row)
             worker.cell = None
-            if said.asks and waiting and time.monotonic() < end:
-                worker.cell = waiting.popleft()
+            while said.asks and worker.cell is None and waiting and time.monotonic() < end:
+                cell = waiting.popleft()
+                worker.cell = None if refused(cell) else cell
             if said.asks:
                 worker.pipe.send(worker.cell)
             if worker.cell is None:

@@ -14,7 +14,8 @@ def fixed(n: int, length: int, n_id: int, seed: int, *, masked: bool = False) ->
     rng = generator(seed, 0, SPLITS)
     rows = rng.integers(0, n_id, size=(n, length + N_OPTION))
     mask = max(0, length - 2) if masked else None
-    return [
-        Encoded(i, tuple(map(int, row[:length])), tuple((int(option),) for option in row[length:]), (i % N_OPTION,), mask)
-        for i, row in enumerate(rows)
-    ]
+    found = []
+    for i, row in enumerate(rows.tolist()):
+        options = tuple((option,) for option in row[length:])
+        found.append(Encoded(i, tuple(row[:length]), options, (i % N_OPTION,), mask))
+    return found

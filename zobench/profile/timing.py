@@ -77,9 +77,7 @@ class Stopwatch:
         return event
 
 
-def repeat(
-    work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float = math.inf
-) -> Times:
+def repeat(work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float = math.inf) -> Times:
     """Device time of ``work``, the host running ahead of the device where it can. ``limit_s``: see `warm`."""
     n = warm(work, device, warm_up, n, limit_s)
     watch = Stopwatch(device)
