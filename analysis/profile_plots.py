@@ -50,10 +50,9 @@ def growth(profiled: Profiled) -> pd.DataFrame:
         and row.get("distribution") in (None, "gaussian")
     ]  # fmt: skip
     found: list[tuple[Any, ...]] = []
-    usual = [row for row in rows if row.get("q", 1) == 1]
-    opt = [row for row in usual if str(row["model"]).startswith("opt-")]
+    opt = [row for row in rows if row.get("q", 1) == 1 and str(row["model"]).startswith("opt-")]
     found += _along("parameters", opt, lambda row: row["n_trainable"], _shape_of)
-    found += _along("tokens", usual, lambda row: row["batch_size"] * row["length"], lambda row: row["model"])
+    found += _along("tokens", opt, lambda row: row["batch_size"] * row["length"], lambda row: row["model"])
     found += _along("directions", rows, lambda row: row["q"], lambda row: f"{row['model']}, {_shape_of(row)}")
     return pd.DataFrame(found, columns=list(GROWTH_COLUMNS))
 
@@ -119,7 +118,8 @@ def draw_growth(shown: pd.DataFrame) -> Figure:
     """The picture of `growth`: a row of panels a device, a panel each of ``BY``, a line a series; floors dashed."""
     devices = sorted(shown["hardware"].unique())
     figure, axes = _page(len(BY) * len(devices), "time of a zo_sgd step")
-    names = {by: sorted(shown[shown["by"] == by]["series"].unique()) for by in BY}
+    quickest = shown.groupby(["by", "series"])["step_ms"].min()
+    names = {by: quickest[by].sort_values().index if by in quickest else [] for by in BY}
     places = [(device, by) for device in devices for by in BY]
     for ax, (device, by) in zip(axes, places, strict=False):
         panel = shown[(shown["hardware"] == device) & (shown["by"] == by)]
@@ -134,12 +134,13 @@ def draw_growth(shown: pd.DataFrame) -> Figure:
         ax.set_yscale("log")
         if by == "parameters":
             ax.set_xscale("log")
-            ax.xaxis.set_major_formatter(EngFormatter(sep="", places=1))
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         else:
             _ticks(ax, sorted(panel["x"].unique()))
         ax.yaxis.set_major_formatter("{x:g}")
         if not panel.empty:
-            ax.legend(frameon=False, loc="upper left")
+            ax.set_ylim(top=ax.get_ylim()[1] * 6)  # room for the legend
+            ax.legend(frameon=False, loc="upper left", ncols=2, fontsize="small", columnspacing=1.0)
     for ax in axes[: len(places) : len(BY)]:
         ax.set_ylabel("ms")
     _legend(figure, [
