@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from runners.compose import spec_of
+from runners.room import longest, memory_line, room
 from zobench.layers import Layers
 from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
@@ -85,3 +86,23 @@ def test_masters_and_half_precision_are_seen() -> None:
 def test_what_cannot_be_said_is_refused() -> None:
     with pytest.raises(ValueError, match="cached features"):
         _said(spec_of([*TINY, "scheme=linear_probe"]))
+
+
+def test_a_plan_says_whether_the_longest_rows_fit() -> None:
+    spec = spec_of([*TINY, "optimizer=adamw", "task.n_train=6"])
+    bench = build(spec)
+    rows = longest(bench)
+    n_token = sorted(len(row.prompt_ids) for row in bench.data["train"])
+    assert [len(row.prompt_ids) for row in rows] == n_token[::-1][:4]
+    peak = predict(spec, rows).peak
+    assert str(memory_line(bench, peak)).endswith("are free: fits")
+    assert "are free: does not fit" in str(memory_line(bench, peak - 1))
+    assert f"{peak / 2**30:.3f} GiB at most" in str(memory_line(bench, peak))
+    more = build(spec_of([*TINY, "task.n_train=3"]))
+    assert len(longest(more)) == 4  # a minibatch larger than the training set
+    assert room(torch.device("cpu")) is None
+
+
+def test_a_plan_says_nothing_where_memory_cannot_be_said() -> None:
+    assert memory_line(build(spec_of([*TINY, "optimizer=zo_sgd", "scheme=linear_probe"])), 2**40) is None
+    assert memory_line(build(spec_of([*TINY, "optimizer=forward_grad", "scheme=lora"])), 2**40) is None

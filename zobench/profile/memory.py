@@ -51,15 +51,15 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
     with weightless() as meter, standing_in(NoEngine()):
         refill(model)
         weights = meter.live
-        optimizer = make_optimizer(spec, model, len(Layers(model)))
-        states = meter.live - weights
-        objective = TaskObjective(Scorer(model), Layers(model), minibatches.of_step(0), Counts(), spec.loss)
-        meter.peak = meter.live
         try:
+            optimizer = make_optimizer(spec, model, len(Layers(model)))
+            states = meter.live - weights
+            objective = TaskObjective(Scorer(model), Layers(model), minibatches.of_step(0), Counts(), spec.loss)
+            meter.peak = meter.live
             for _ in range(2):  # the first makes states
                 optimizer.step(objective)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # what wants values where there are none fails in any way it likes
+            raise ValueError(f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}") from error
         return Prediction(weights, max(states, meter.live - weights), meter.peak)
 
 
