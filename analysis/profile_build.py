@@ -28,6 +28,8 @@ def build(records: Path, out: Path) -> tuple[list[Path], list[Problem]]:
         written += render.write(stem / "tables" / name, full)
     if profiled.predicted:
         written += render.write(stem / "tables" / "fits", fits(profiled))
+    if not profiled.measured:
+        return written, profiled.problems
     for name, shown, draw in (
         ("memory_by_length", profile_plots.by_length(profiled), profile_plots.draw_by_length),
         ("cost_growth", profile_plots.growth(profiled), profile_plots.draw_growth),

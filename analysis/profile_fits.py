@@ -32,8 +32,8 @@ def fits(profiled: Profiled) -> Table:
     return Table(
         "What fits",
         f"Predicted, without a GPU: peak of a step and {CUDA / 2**30:g} GiB for CUDA and its libraries, on cards of "
-        f"{', '.join(map(str, CARDS))} GB (10^9 bytes). Rows: examples x tokens. —: not predicted. From "
-        "python -m runners.profile suite=NAME predict=true.",
+        f"{', '.join(map(str, CARDS))} GB (10^9 bytes). Rows: examples x tokens. —: not predicted; ≥: all that are "
+        "predicted fit. From python -m runners.profile suite=NAME predict=true.",
         tuple(sections),
         ("model", "scheme", "optimizer", "precision", "batch_size", "length", "weight_bytes", "state_bytes",
          "peak_bytes", "card_gb"),
@@ -70,7 +70,7 @@ def _said(row: Row | None) -> Cell:
 
 
 def _largest(title: str, rows: list[Row], models: list[str]) -> Section:
-    """A row a method, a column a card: the largest OPT on it, of those whose peak is predicted."""
+    """A row a method, a column a card: the largest OPT on it, of those whose peak is predicted; ≥ where all fit."""
     opt = [row for row in rows if re.fullmatch(r"opt-[\d.]+[mb]", row["model"]) and row.get("peak_bytes") is not None]
     grid = []
     for name in _methods(opt):
@@ -78,7 +78,8 @@ def _largest(title: str, rows: list[Row], models: list[str]) -> Section:
         cells = []
         for gb in CARDS:
             inside = [row["model"] for row in mine if row["peak_bytes"] + CUDA <= gb * 10**9]
-            cells.append(Cell(max(inside, key=models.index) if inside else NONE))
+            largest = max(inside, key=models.index) if inside else NONE
+            cells.append(Cell(f"≥ {largest}" if len(inside) == len(mine) else largest))
         grid.append((Cell(name), *cells))
     header = ("optimizer", *(f"{gb} GB" for gb in CARDS))
     return Section(f"Largest of these OPT models on a card: {title}", header, tuple(grid))

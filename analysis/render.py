@@ -139,6 +139,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "±": r"$\pm$", "—": "---", "·": r"$\cdot$", "≈": r"$\approx$", "≤": r"$\le$",
+    "≥": r"$\ge$",
 }  # fmt: skip
 
 
