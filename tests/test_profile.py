@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from runners import profile, profile_suite
+from runners import profile, profile_suite, profile_work
 from runners.compose import spec_of
 from runners.profile_cell import line, measured, predicted
 from runners.profile_suite import Cell, Profile, cells_of, chosen
@@ -184,6 +185,11 @@ def test_wrong_keys_are_told_at_once() -> None:
 def _work(_: Profile, cell: Cell) -> dict[str, Any]:
     if "dies" in cell.overrides:
         os._exit(7)
+    for name, path in cell.named.items():
+        if name == "makes":
+            Path(path).touch()
+        while name == "awaits" and not Path(path).exists():
+            time.sleep(0.01)
     return {"id": cell.id, "pid": os.getpid()}
 
 
@@ -201,3 +207,33 @@ def test_a_process_that_dies_costs_its_cell_alone(capfd: pytest.CaptureFixture[s
 def test_no_cell_is_begun_when_the_budget_is_over() -> None:
     cells = [Cell((f"n={i}",), 8) for i in range(2)]
     assert work_through(SETTINGS, cells, _work, [None], 0, lambda _: False, lambda _: None) == ([], cells)
+
+
+def test_cells_are_measured_side_by_side(tmp_path: Path) -> None:
+    cells = [Cell((f"awaits={tmp_path / 'made'}",), 8), Cell((f"makes={tmp_path / 'made'}",), 8)]
+    rows: list[dict[str, Any]] = []
+    assert work_through(SETTINGS, cells, _work, [None, None], 600, lambda _: False, rows.append) == ([], [])
+    assert {row["id"] for row in rows} == {cell.id for cell in cells}
+    assert rows[0]["pid"] != rows[1]["pid"]
+
+
+@pytest.mark.parametrize("taken", [0, 5])
+def test_a_gpu_is_clean_before_each_cell(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is in use is refused; a process that keeps memory of a cell ends with it."""
+    gib = 2**30
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: ((80 - taken) * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: gib)
+    ours, theirs = multiprocessing.Pipe()
+    cell = Cell(("n=0",), 8)
+    ours.send(cell)
+    profile_work._serve(SETTINGS, _work, "3", theirs)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    said = ours.recv()
+    if taken:
+        assert said.refusal == "GPU 3 is in use: 5.0 GiB are taken"
+    else:
+        assert (said.refusal, said.row, said.asks) == (None, None, True)
+        said = ours.recv()
+        assert said.row["id"] == cell.id
+    assert not said.asks
