@@ -28,14 +28,14 @@ def measured(profile: Profile, cell: Cell) -> Row:
 
     spec = spec_of(cell.overrides)
     row = _head("profile", profile, cell, spec) | {"hardware": provenance.hardware(spec.device)}
-    timed = spec.config["optimizer"]["name"] in profile.published and spec.config["scheme"]["name"] == "full"
+    usual = (row["q"], row["distribution"], row["scheme"], spec.model.masked) == (1, "gaussian", "full", False)
     try:
         bench = build(spec)
         row["n_trainable"], row["n_total"] = bench.n_parameters
         row |= {"status": "completed", "reason": None}
         row |= measure(
             bench, cell.length, warm_up=profile.warm_up, n=profile.n, limit_s=profile.limit_s,
-            published=timed and not spec.model.masked,
+            published=usual and row["optimizer"] in profile.published,
         )  # fmt: skip
     except (torch.OutOfMemoryError, MemoryError) as error:
         row |= {"status": "oom", "reason": _reason(error)}

@@ -6,7 +6,7 @@ grids:                      # lists of values by key; a grid is all combinations
     optimizer: [zo_sgd, adamw]
     batch_size: [16]
     length: [64, 256]       # tokens of a row; every grid has it
-published: [zo_sgd]         # optimizers beside which MeZO's published step is timed: causal models, scheme=full
+published: [zo_sgd]         # optimizers beside which MeZO's published step is timed (causal, full weights, q=1)
 warm_up: 3                  # steps before those that are timed
 n: 10                       # steps that are timed
 limit_s: 4                  # seconds that a timing may take; slow steps are repeated less often

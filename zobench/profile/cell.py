@@ -62,7 +62,7 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, 
     step = pace(lambda: _step(bench), device, warm_up, n, limit_s)
     found |= {"peak_bytes": peak(device), "reserved_bytes": reserved(device), "process_bytes": process(device)}
     watches = Stopwatch(device), Stopwatch(device)
-    parts = _parts(bench, watches, step.n)
+    parts = _parts(bench, watches, step.n if step.n > LEAST else 1)  # of slow steps one says enough
     cost = bench.optimizer.forwards_per_step
     found |= {"n": step.n, **_named("step", step), **_named("forward", graphed), **_named("forward_eager", eager)}
     found |= {"evaluate_ms": parts[0], "sweep_ms": parts[1], "rest_ms": max(0.0, step.median - sum(parts))}
