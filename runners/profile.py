@@ -16,13 +16,15 @@ only=opt-1.3b,opt-13b,zo_sgd,length=64 is zo_sgd with 64 tokens on both models.
 <out>/<name>.predicted.jsonl, which also tells the tables what the suite means to measure. There ``jobs`` is any number
 of processes, by default 1.
 
-Exit codes: 0 every cell has a row, or the budget was over; 1 a cell has none; 2 the profile cannot be run.
+Exit codes: 0 every cell has a row, or the budget was over; 1 a cell has none; 2 the profile cannot be run; 130
+stopped by hand.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ OWN = ("suite", "only", "dry_run", "predict", "jobs", "budget_s", "out")
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop from outside takes the workers along, too
     if any(a in ("-h", "--help") for a in sys.argv[1:]):
         print(__doc__)
         print("suites: " + ", ".join(names()))
@@ -49,6 +52,9 @@ def main() -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: stopped; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def profile(arguments: Sequence[str]) -> int:

@@ -12,7 +12,9 @@ import pytest
 from analysis import build, profile_plots
 from analysis.profile_fits import card
 from analysis.profile_rows import floor_ms, read
+from runners.profile_suite import cells_of, load
 
+ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 SIZES = {"opt-125m": 125e6, "opt-1.3b": 1.3e9, "opt-13b": 13e9}
 CARD = {"device": "cuda", "name": "NVIDIA H200", "memory_bytes": 140 * GIB}
@@ -185,3 +187,21 @@ def test_a_profile_without_rows_draws_empty_pages(tmp_path: Path) -> None:
     ):
         assert "nothing measured yet" in [text.get_text() for text in profile_plots.drawn(draw, shown).axes[0].texts]
     assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 2
+
+
+def test_committed_tables_are_what_the_committed_rows_say(tmp_path: Path) -> None:
+    kept = ROOT / "results" / "profile"
+    made = _built(kept, tmp_path)
+    for path in sorted(made.rglob("*")):
+        if path.suffix in (".md", ".csv", ".tex"):  # figures are compared by the data behind them
+            name = path.relative_to(made)
+            assert path.read_bytes() == (kept / name).read_bytes(), f"{name} is not what the rows say: run make tables"
+
+
+def test_committed_cells_are_those_of_the_suites() -> None:
+    """A cell whose settings have changed has another id; its rows would stand in the tables for ever."""
+    profiled = read(ROOT / "results" / "profile")
+    for suite in {row["suite"] for row in profiled.predicted.values()}:
+        meant = {cell.id for cell in cells_of(load(suite), [])}
+        stale = [row["id"] for row in profiled.predicted.values() if row["suite"] == suite and row["id"] not in meant]
+        assert not stale, f"{suite}.predicted.jsonl: remove {', '.join(stale)}"
