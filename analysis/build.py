@@ -1,7 +1,8 @@
 """Turns records into tables and figures.   python -m analysis.build [--records results] [--out results]
 
 For each suite found: ``<out>/<suite>/tables/*.{md,csv,tex}`` (see ``build``) and ``<out>/<suite>/figures/*.{png,svg}``
-with the csv behind each. The same records give the same bytes.
+with the csv behind each; the same of the profiles, where ``<records>/profile`` holds rows (see ``profile_build``). The
+same records give the same bytes.
 """
 
 import argparse
@@ -10,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis import costs, plan, plots, published, render, tables
+from analysis import costs, plan, plots, profile_build, profile_rows, published, render, tables
 from analysis.load import Records, load
 from analysis.select import Choice, choose, rows_of
 
 
 def find(records: Path) -> list[Path]:
-    """The record files of a folder of suite folders, or of one suite folder."""
-    return sorted([*records.glob("*.jsonl"), *records.glob("*/*.jsonl")])
+    """The record files of a folder of suite folders, or of one suite folder; rows of profiles are no records."""
+    found = [*records.glob("*.jsonl"), *records.glob("*/*.jsonl")]
+    return sorted(path for path in found if path.parent.name != profile_rows.FOLDER)
 
 
 def build(records: Records, out: Path, planned: plan.Plan | None) -> tuple[str, list[Path]]:
@@ -46,12 +48,7 @@ def write_tables(
         "published": published.compare(records.runs, choices, published.read(), out.name),
     }.items():
         full = replace(table, missing=tuple(missing), commands=tuple(commands))
-        stem = out / "tables" / name
-        written += [
-            _write(stem.with_suffix(".md"), render.markdown(full)),
-            _write(stem.with_suffix(".csv"), render.csv_text(full.columns, full.data)),
-            _write(stem.with_suffix(".tex"), render.latex(full)),
-        ]
+        written += render.write(out / "tables" / name, full)
     return render.markdown(accuracy), written
 
 
@@ -64,16 +61,10 @@ def write_figures(records: Records, choices: list[Choice], out: Path) -> list[Pa
         others = [name for name in plots.AXES if name != axis and name in curves]
         shown = plots.points(records, choices) if axis == "memory" else curves.drop(columns=others)
         numbers = shown.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-        written.append(_write(stem.with_suffix(".csv"), numbers))
+        written.append(render.write_text(stem.with_suffix(".csv"), numbers))
         plots.save(plots.draw(shown, axis, out.name), stem)
         written += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     return written
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
-    return path
 
 
 def _plans(records: Records) -> dict[str, plan.Plan]:
@@ -99,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for problem in records.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    if records.runs.empty:
+    profiles, problems = profile_build.build(args.records, args.out)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if records.runs.empty and not profiles:
         print(
             f"Nothing to build: no readable record (*.jsonl) in {args.records} or in a folder of it.", file=sys.stderr
         )
@@ -108,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table, written = build(records.of(suite), args.out / suite, plans.get(suite))
         print(table)
         print("\n".join(f"wrote {path}" for path in written))
+    print("\n".join(f"wrote {path}" for path in profiles), end="\n" if profiles else "")
     return 0
 
 

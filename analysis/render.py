@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MISSING = "—"
 
@@ -105,6 +106,22 @@ def csv_text(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     return buffer.getvalue()
 
 
+def write(stem: Path, table: Table) -> list[Path]:
+    """Writes ``stem``.md, .csv and .tex."""
+    return [
+        write_text(stem.with_suffix(".md"), markdown(table)),
+        write_text(stem.with_suffix(".csv"), csv_text(table.columns, table.data)),
+        write_text(stem.with_suffix(".tex"), latex(table)),
+    ]
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file, its folder made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
 def _line(text: str) -> str:
     return " ".join(text.splitlines())
 
@@ -122,6 +139,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "±": r"$\pm$", "—": "---", "·": r"$\cdot$", "≈": r"$\approx$", "≤": r"$\le$",
+    "≥": r"$\ge$",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
     known = {run.run_id: run for run in [*search, *(run for runs in final if runs is not None for run in runs)]}
     for run in known.values():
         cost, status = forecast.of(run.spec), Glance(run.path).stand().status
-        print(_line(status, cost, " ".join(run.overrides)))
+        print(_line(status, cost, " ".join(run.overrides), forecast))
         n, n_done = n + 1, n_done + (status in FINISHED)
         left += [] if status in FINISHED else [cost]
     for runs, found in zip(final, points, strict=True):
@@ -34,7 +34,9 @@ def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
             continue
         cost = forecast.of(found[0].spec)
         for seed in sorted(set(suite.seeds) - set(suite.tune_seeds)):
-            print(_line("waiting", cost, f"{found[0].label} seed={seed}, at the chosen of {len(found)} points"))
+            print(
+                _line("waiting", cost, f"{found[0].label} seed={seed}, at the chosen of {len(found)} points", forecast)
+            )
             n, left = n + 1, [*left, cost]
     print(f"{n} runs, {n_done} done; left: {totals(left)}" if left else f"{n} runs, all done")
     return 0
@@ -48,8 +50,9 @@ def _final(suite: Suite, found: Sequence[Point]) -> list[Run] | None:
     return point.runs(suite.seeds)
 
 
-def _line(status: str, cost: Cost, run: str) -> str:
+def _line(status: str, cost: Cost, run: str, forecast: Forecast) -> str:
     forwards = "unknown" if cost.forwards is None else f"{cost.forwards:,.0f}"
     time = "unknown" if cost.seconds is None else duration(cost.seconds)
     gib = "unknown" if cost.bytes is None else f"{cost.bytes / 2**30:.3f}"
-    return f"{status:<12}{forwards:>10}{time:>9}{gib:>9}  {run}"
+    full = f"  does not fit {forecast.room / 2**30:.1f} GiB" if forecast.room and forecast.lacks_room(cost) else ""
+    return f"{status:<12}{forwards:>10}{time:>9}{gib:>9}  {run}{full}"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from runners.progress import Live
+from runners.room import memory_line, room
 from runners.wandb_sink import WandbSink
 from zobench.optim.first_order import FirstOrder
 from zobench.record import FINISHED, Record, RecordError
@@ -109,14 +110,14 @@ def plan(bench: Bench, path: Path, resumes: bool) -> str:
     n_trainable, n_total = bench.n_parameters
     names = {group: spec.config[group]["name"] for group in ("optimizer", "task", "model", "scheme", "precision")}
     sizes = " / ".join(f"{len(bench.data[split])} {split}" for split in bench.data)
-    gib = state_bytes(bench) / 2**30
     lines = [
         f"{names['optimizer']} on {names['task']} with {names['model']}, {names['scheme']}, {names['precision']}, "
         f"seed {spec.seed}, {spec.device}",
         f"  parameters  {n_trainable:,} of {n_total:,} train",
         f"  data        {sizes}",
         *(_training(bench) if spec.trains else _no_training(bench)),
-        f"  memory      {gib:.3f} GiB of weights, gradients and states; activations come on top",
+        f"  memory      {state_bytes(bench) / 2**30:.3f} GiB of weights, gradients and states; activations come on top",
+        *_room(bench),
         f"  record      {path}" + (" (goes on where it broke off)" if resumes else ""),
     ]
     return "\n".join(lines)
@@ -132,6 +133,12 @@ def _training(bench: Bench) -> list[str]:
         f"  step        {kind}, batch {spec.batch_size}",
         f"  budget      {amount}, {spec.budget.n_eval} evaluations",
     ]
+
+
+def _room(bench: Bench) -> list[str]:
+    free = room(bench.spec.device)
+    said = memory_line(bench, free) if free is not None and bench.spec.trains else None
+    return [] if said is None else [f"              {said}"]
 
 
 def _no_training(bench: Bench) -> list[str]:

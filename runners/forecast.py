@@ -54,8 +54,9 @@ class Forecast:
     def __init__(self, folders: Iterable[Path]) -> None:
         self._seconds: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._shapes: dict[str, tuple[int, float] | None] = {}
-        here = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-        self._here = here
+        gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+        self._here = None if gpu is None else gpu.name
+        self.room = None if gpu is None else int(gpu.total_memory)  # bytes that a run can have here
         for path in sorted({path for folder in folders for path in folder.glob("*.jsonl")}):
             self._learn(path)
 
@@ -70,6 +71,10 @@ class Forecast:
             forwards = budget.amount * shape[1]
         seconds, hardware = self._time(spec, forwards)
         return Cost(forwards, seconds, hardware, None if shape is None else shape[0])
+
+    def lacks_room(self, cost: Cost) -> bool:
+        """Whether a run cannot fit the GPU that is here: its weights, gradients and states alone are larger."""
+        return self.room is not None and cost.bytes is not None and cost.bytes > self.room
 
     def _learn(self, path: Path) -> None:
         glance = Glance(path)

@@ -517,7 +517,17 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         "costs": {"load", "render", "select"},
         "published": {"lines", "render", "select"},
         "plots": {"load", "select"},
-        "build": {"costs", "load", "plan", "plots", "published", "render", "select", "tables"},
+        "profile_rows": {"load"},
+        "profile_tables": {"profile_rows", "render"},
+        "profile_fits": {"profile_rows", "render"},
+        "profile_plots": {"plots", "profile_rows"},
+        "profile_build": {
+            *("load", "plots", "profile_fits", "profile_plots", "profile_rows", "profile_tables", "render"),
+        },
+        "build": {
+            *("costs", "load", "plan", "plots", "profile_build", "profile_rows", "published", "render", "select"),
+            "tables",
+        },
         "board": {"costs", "load", "select"},
         "page": set(),
         "leaderboard": {"board", "build", "load", "page", "render", "select"},

@@ -9,17 +9,22 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from runners.compose import spec_of
+from runners.room import longest, memory_line, room
 from zobench.layers import Layers
 from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
-from zobench.profile.memory import predict
+from zobench.profile.memory import Prediction, predict
 from zobench.profile.rows import fixed
 from zobench.profile.weightless import Meter
-from zobench.run import build
+from zobench.run import RunSpec, build
 from zobench.scoring import collate
 
 TINY = ["model=tiny", "task=toy", "device=cpu", "batch_size=4", "task.n_train=8", "task.n_dev=2", "task.n_test=2"]
 LENGTH = 32
+
+
+def _said(spec: RunSpec) -> Prediction:
+    return predict(spec, fixed(spec.batch_size, LENGTH, 2, spec.seed, masked=spec.task.masked))
 
 
 def _activations(overrides: list[str]) -> int:
@@ -55,7 +60,7 @@ def _states(optimizer: Any) -> list[Any]:
 )
 def test_a_step_without_values_takes_what_a_real_one_takes(optimizer: list[str], scheme: str) -> None:
     overrides = [*TINY, f"optimizer={optimizer[0]}", *optimizer[1:], f"scheme={scheme}"]
-    said = predict(spec_of(overrides), LENGTH)
+    said = _said(spec_of(overrides))
     there = said.peak - said.weights - said.states
     assert there == pytest.approx(_activations(overrides), rel=0.02, abs=4096)
 
@@ -64,20 +69,40 @@ def test_weights_and_states_are_counted_once() -> None:
     spec = spec_of([*TINY, "optimizer=zo_adam"])
     bench = build(spec)
     n_byte = sum(-(-p.nbytes // 512) * 512 for p in bench.model.parameters())
-    said = predict(spec, LENGTH)
+    said = _said(spec)
     buffers = sum(-(-b.nbytes // 512) * 512 for b in bench.model.buffers())
     assert said.weights == n_byte + buffers
     assert said.states == pytest.approx(2 * n_byte, rel=0.01)  # two moments in float32
 
 
 def test_masters_and_half_precision_are_seen() -> None:
-    half = predict(spec_of([*TINY, "precision=bf16"]), LENGTH)
-    master = predict(spec_of([*TINY, "precision=bf16_master"]), LENGTH)
-    whole = predict(spec_of([*TINY, "precision=fp32"]), LENGTH)
+    half = _said(spec_of([*TINY, "precision=bf16"]))
+    master = _said(spec_of([*TINY, "precision=bf16_master"]))
+    whole = _said(spec_of([*TINY, "precision=fp32"]))
     assert whole.weights == pytest.approx(2 * half.weights, rel=0.02)
     assert master.states == pytest.approx(2 * half.weights, rel=0.02)
 
 
 def test_what_cannot_be_said_is_refused() -> None:
     with pytest.raises(ValueError, match="cached features"):
-        predict(spec_of([*TINY, "scheme=linear_probe"]), LENGTH)
+        _said(spec_of([*TINY, "scheme=linear_probe"]))
+
+
+def test_a_plan_says_whether_the_longest_rows_fit() -> None:
+    spec = spec_of([*TINY, "optimizer=adamw", "task.n_train=6"])
+    bench = build(spec)
+    rows = longest(bench)
+    n_token = sorted(len(row.prompt_ids) for row in bench.data["train"])
+    assert [len(row.prompt_ids) for row in rows] == n_token[::-1][:4]
+    peak = predict(spec, rows).peak
+    assert str(memory_line(bench, peak)).endswith("are free: fits")
+    assert "are free: does not fit" in str(memory_line(bench, peak - 1))
+    assert f"{peak / 2**30:.3f} GiB at most" in str(memory_line(bench, peak))
+    more = build(spec_of([*TINY, "task.n_train=3"]))
+    assert len(longest(more)) == 4  # a minibatch larger than the training set
+    assert room(torch.device("cpu")) is None
+
+
+def test_a_plan_says_nothing_where_memory_cannot_be_said() -> None:
+    assert memory_line(build(spec_of([*TINY, "optimizer=zo_sgd", "scheme=linear_probe"])), 2**40) is None
+    assert memory_line(build(spec_of([*TINY, "optimizer=forward_grad", "scheme=lora"])), 2**40) is None

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from runners import profile
+from runners import profile, profile_suite, profile_work
 from runners.compose import spec_of
+from runners.profile_cell import line, measured, predicted
+from runners.profile_suite import Cell, Profile, cells_of, chosen
+from runners.profile_work import work_through
 from zobench.config import ConfigError
 from zobench.profile.published import PublishedStep
 from zobench.profile.rows import fixed
+from zobench.profile.timing import LEAST, pace
 from zobench.run import build
 from zobench.scoring import collate
 
+CPU = torch.device("cpu")
 TINY = ["model=tiny", "task=toy", "device=cpu", "batch_size=4", "task.n_train=8", "task.n_dev=2", "task.n_test=2"]
 
 
@@ -26,6 +35,23 @@ def test_rows_have_the_length_asked_for_and_depend_on_the_seed_alone() -> None:
     assert batch.ids.shape == (5, 16)
     assert batch.n_token == 80
     assert rows == fixed(5, 16, 100, seed=1) != fixed(5, 16, 100, seed=2)
+
+
+def test_rows_of_masked_models_are_read_within() -> None:
+    rows = fixed(2, 16, 100, seed=1, masked=True)
+    batch = collate(rows, CPU, 0)
+    assert batch.columns.tolist() == [14, 14]
+    assert batch.ids.shape == (2, 16)
+
+
+def test_what_is_slow_is_timed_less_often() -> None:
+    quick = pace(lambda: time.sleep(0.001), CPU, 3, 20, limit_s=5)
+    calls = []
+    slow = pace(lambda: calls.append(time.sleep(0.02)), CPU, 3, 20, limit_s=0.05)
+    assert quick.n == 20
+    assert slow.n == LEAST
+    assert len(calls) == LEAST + 1  # one warms up
+    assert slow.median >= 20
 
 
 def test_the_published_step_is_mezos_and_leaves_the_global_generator() -> None:
@@ -51,41 +77,165 @@ def test_the_published_step_is_mezos_and_leaves_the_global_generator() -> None:
         torch.testing.assert_close(p, old - 1e-3 * slope * direction, atol=1e-6, rtol=0)
 
 
+SETTINGS = Profile("smoke", [], [], ["zo_sgd"], warm_up=1, n=2, limit_s=5)
+
+
 def test_a_cell_says_what_its_step_costs() -> None:
-    settings = profile.Profile([], [], ["zo_sgd"], warm_up=1, n=2)
-    row = profile._measured(settings, profile.Cell((*TINY, "optimizer=zo_sgd"), 16))
+    cell = Cell((*TINY, "optimizer=zo_sgd", "optimizer.q=2"), 16)
+    row = measured(SETTINGS, cell)
     assert row["status"] == "completed"
-    assert row["forwards_per_step"] == 2
+    assert (row["q"], row["distribution"], row["forwards_per_step"]) == (2, "gaussian", 4)
     assert row["overhead"] == pytest.approx(row["step_ms"] / (2 * row["forward_ms"]))
-    assert row["speed_up"] == pytest.approx(row["published_ms"] / row["step_ms"])
+    assert "published_ms" not in row  # which has one direction
     assert row["sweep_ms"] > 0
     assert row["evaluate_ms"] > 0
-    first = profile._measured(
-        settings, profile.Cell((*TINY, "optimizer=adamw", "model.gradient_checkpointing=true"), 16)
-    )
+    assert row["weight_bytes"] == row["trainable_bytes"] == 4 * row["n_total"]
+    assert row["copy_gb_per_s"] > 0
+    assert row["command"] == f"python -m runners.profile suite=smoke only={cell.id}"
+    usual = measured(SETTINGS, Cell((*TINY, "optimizer=zo_sgd"), 16))
+    assert usual["speed_up"] == pytest.approx(usual["published_ms"] / usual["step_ms"])
+    first = measured(SETTINGS, Cell((*TINY, "optimizer=adamw", "model.gradient_checkpointing=true"), 16))
     assert first["status"] == "completed"
     assert first["sweep_ms"] == 0
+    assert first["gradient_checkpointing"]
     assert "published_ms" not in first
     json.dumps([row, first])
+    assert "tiny full zo_sgd 4x16" in line(row)
+
+
+def test_a_masked_model_is_measured_without_a_download() -> None:
+    tiny = ["num_hidden_layers=2", "hidden_size=32", "num_attention_heads=4", "intermediate_size=48", "vocab_size=1024"]
+    common = ["model=roberta-large", "task=toy_mask", "model.weights=random", *TINY[2:]]
+    common += [f"model.architecture.{each}" for each in tiny]
+    row = measured(SETTINGS, Cell((*common, "optimizer=zo_sgd"), 16))
+    assert (row["status"], row["reason"]) == ("completed", None)
+    assert "published_ms" not in row
+
+
+def test_what_memory_a_cell_takes_is_said_without_loading_it() -> None:
+    row = predicted(SETTINGS, Cell((*TINY, "optimizer=adamw"), 16))
+    assert row["status"] == "completed"
+    assert row["peak_bytes"] > row["weight_bytes"] + row["state_bytes"]
+    unknown = predicted(SETTINGS, Cell((*TINY, "optimizer=zo_sgd", "scheme=linear_probe"), 16))
+    assert unknown["status"] == "unknown"
+    assert "cached features" in unknown["reason"]
+    assert "unknown" in line(unknown)
+
+
+def test_a_cell_is_known_whatever_the_order_of_its_keys_and_stands_at_its_first_place() -> None:
+    grids: list[dict[str, list[Any]]] = [
+        {"scheme": ["full"], "optimizer": ["zo_sgd"], "length": [64]},
+        {"optimizer": ["adamw", "zo_sgd"], "scheme": ["full"], "task": ["toy_mask"], "length": [64]},
+        {"optimizer": ["adamw", "zo_sgd"], "scheme": ["full"], "length": [64]},
+    ]
+    settings = Profile("x", ["task=toy"], grids, [], 1, 1, 1)
+    found = [(cell.named["optimizer"], cell.named["task"]) for cell in cells_of(settings, [])]
+    assert found == [("zo_sgd", "toy"), ("adamw", "toy_mask"), ("zo_sgd", "toy_mask"), ("adamw", "toy")]
+    assert [cell.named["precision"] for cell in cells_of(settings, ["precision=fp16"])] == ["fp16"] * 4
+
+
+def test_only_means_all_keys_that_it_names_and_any_value_of_each() -> None:
+    cells = cells_of(profile_suite.load("memory_throughput"), [])
+    found = chosen(cells, "opt-1.3b,opt-13b,zo_sgd,full,length=64,batch_size=16")
+    assert {cell.named["model"] for cell in found} == {"opt-1.3b", "opt-13b"}
+    assert {(cell.named["optimizer"], cell.named["scheme"], cell.length) for cell in found} == {("zo_sgd", "full", 64)}
+    assert chosen(cells, cells[7].id) == [cells[7]]
+    assert chosen(cells, "") == cells
+    with pytest.raises(ConfigError, match=r"only=zo_sdg: no cell has it \(did you mean zo_sgd\?\)"):
+        chosen(cells, "opt-13b,zo_sdg")
+    with pytest.raises(ConfigError, match="no cell has all of it"):
+        chosen(cells, "opt-lab,lora")
 
 
 def test_every_profile_is_made_of_runs_that_can_be(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in sorted(path.stem for path in profile.PROFILES.glob("*.yaml")):
+    for name in profile_suite.names():
         assert profile.profile([f"suite={name}", "dry_run=true", "device=cpu", "only=zo_sgd"]) == 0
         said = capsys.readouterr()
         assert "left out" not in said.err
         assert "optimizer=zo_sgd" in said.out
 
 
+def test_the_headline_of_the_grid_comes_first() -> None:
+    cells = cells_of(profile_suite.load("memory_throughput"), [])
+    headline = chosen(cells, "opt-1.3b,opt-13b,full,zo_sgd,adamw,batch_size=16")
+    assert cells[2:10] == headline[:8]
+
+
 def test_a_measured_cell_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["suite=smoke", f"out={tmp_path}", "dry_run=true", "device=cpu"]
-    profile.profile(arguments)
-    cells = list(profile._cells(profile._load("smoke"), ["device=cpu"]))
-    (tmp_path / "smoke.jsonl").write_text(json.dumps({"id": cells[0].id}) + "\n" + '{"id": "torn')
-    profile.profile(arguments)
-    assert "4 cells, 1 of them measured already" in capsys.readouterr().out
+    arguments = ["suite=smoke", f"out={tmp_path}", "device=cpu"]
+    cells = cells_of(profile_suite.load("smoke"), ["device=cpu"])
+    path = tmp_path / "smoke.jsonl"
+    path.write_text("".join(json.dumps({"id": cell.id}) + "\n" for cell in cells[1:]) + '{"id": "torn')
+    assert profile.profile([*arguments, "dry_run=true"]) == 0
+    assert "4 cells, 3 of them there already" in capsys.readouterr().out
+    assert profile.profile(arguments) == 0
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[-1])["id"] == cells[0].id
+    assert len(lines) == 5  # the torn one ends where it was torn
 
 
-def test_a_profile_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_wrong_keys_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"smok.*did you mean smoke"):
         profile.profile(["suite=smok"])
+    with pytest.raises(ConfigError) as told:
+        profile.profile(["suite=smoke", "jobs=0", "budget_s=soon", "predict=yes"])
+    assert [problem.split("=")[0] for problem in told.value.problems] == ["predict", "jobs", "budget_s"]
+    with pytest.raises(ConfigError, match="jobs=2: there are 0 GPUs"):
+        profile.profile(["suite=smoke", "device=cpu", "jobs=2"])
+
+
+def _work(_: Profile, cell: Cell) -> dict[str, Any]:
+    if "dies" in cell.overrides:
+        os._exit(7)
+    for name, path in cell.named.items():
+        if name == "makes":
+            Path(path).touch()
+        while name == "awaits" and not Path(path).exists():
+            time.sleep(0.01)
+    return {"id": cell.id, "pid": os.getpid()}
+
+
+def test_a_process_that_dies_costs_its_cell_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    cells = [Cell((f"n={i}", *["dies"] * (i == 1)), 8) for i in range(4)]
+    rows: list[dict[str, Any]] = []
+    lost, left = work_through(SETTINGS, cells, _work, [None], 600, lambda cell: cell == cells[3], rows.append)
+    assert lost == [cells[1]]
+    assert left == []
+    assert [row["id"] for row in rows] == [cells[0].id, cells[2].id]  # the last was refused
+    assert rows[0]["pid"] != rows[1]["pid"]
+    assert "exit code 7" in capfd.readouterr().err
+
+
+def test_no_cell_is_begun_when_the_budget_is_over() -> None:
+    cells = [Cell((f"n={i}",), 8) for i in range(2)]
+    assert work_through(SETTINGS, cells, _work, [None], 0, lambda _: False, lambda _: None) == ([], cells)
+
+
+def test_cells_are_measured_side_by_side(tmp_path: Path) -> None:
+    cells = [Cell((f"awaits={tmp_path / 'made'}",), 8), Cell((f"makes={tmp_path / 'made'}",), 8)]
+    rows: list[dict[str, Any]] = []
+    assert work_through(SETTINGS, cells, _work, [None, None], 600, lambda _: False, rows.append) == ([], [])
+    assert {row["id"] for row in rows} == {cell.id for cell in cells}
+    assert rows[0]["pid"] != rows[1]["pid"]
+
+
+@pytest.mark.parametrize("taken", [0, 5])
+def test_a_gpu_is_clean_before_each_cell(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is in use is refused; a process that keeps memory of a cell ends with it."""
+    gib = 2**30
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: ((80 - taken) * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: gib)
+    ours, theirs = multiprocessing.Pipe()
+    cell = Cell(("n=0",), 8)
+    ours.send(cell)
+    profile_work._serve(SETTINGS, _work, "3", theirs)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    said = ours.recv()
+    if taken:
+        assert said.refusal == "GPU 3 is in use: 5.0 GiB are taken"
+    else:
+        assert (said.refusal, said.row, said.asks) == (None, None, True)
+        said = ours.recv()
+        assert said.row["id"] == cell.id
+    assert not said.asks

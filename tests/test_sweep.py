@@ -202,6 +202,24 @@ def test_memory_is_known_without_weights() -> None:
     assert large.bytes > 4 * 12e9
 
 
+def test_a_dry_run_marks_what_cannot_fit_the_gpu_at_hand(
+    cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, here: list[list[str]]
+) -> None:
+    del here
+    init = Forecast.__init__
+
+    def with_gpu(self: Forecast, folders: Any) -> None:
+        init(self, folders)
+        self.room = 3 * 2**20
+
+    monkeypatch.setattr(Forecast, "__init__", with_gpu)
+    arguments = make_suite(runs=[["optimizer=zo_sgd,adamw"]], seeds=[1], tune_seeds=[])
+    said = cli(sweep, *arguments, "dry_run=true").out.splitlines()
+    marked = [line for line in said if "does not fit 0.0 GiB" in line]
+    assert len(marked) == 1
+    assert "optimizer=adamw" in marked[0]
+
+
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 

@@ -14,32 +14,36 @@ from zobench.engine.slot import Engine
 from zobench.forward_mode import Tangent
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.hybrid import Hybrid
+from zobench.profile.bandwidth import copy_gb_per_s
 from zobench.profile.published import PublishedStep
 from zobench.profile.rows import fixed
-from zobench.profile.timing import Stopwatch, Times, pace, repeat
+from zobench.profile.timing import LEAST, Stopwatch, Times, pace, repeat
 from zobench.run import Bench, state_bytes
 from zobench.scoring import Batch
 
 Row = dict[str, Any]
 
 
-def measure(bench: Bench, length: int, *, warm_up: int, n: int, published: bool) -> Row:
+def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, published: bool) -> Row:
     """Times (ms, medians with quartiles) and peaks (bytes) of the bench's step at ``batch_size`` x ``length``.
 
     ``step_ms``: from one step to the next. Of one step, in a pass of its own: ``evaluate_ms`` in the objective
     (forwards, backwards and tangents), ``sweep_ms`` in sweeps, ``rest_ms`` elsewhere. ``forward_ms``: a bare forward of
     the same rows by the same scorer, in the same process; ``overhead``: the step over two of these; ``cost_overhead``:
     over as many as the step's cost says. ``peak_forward_bytes``: of a forward without a graph of autograd, the
-    optimizer's states being there. ``published_ms``: MeZO's step as released, see `PublishedStep`.
+    optimizer's states being there. ``weight_bytes``: of all weights, ``trainable_bytes`` of those that train;
+    ``copy_gb_per_s``: of the device, in the same process. ``published_ms``: MeZO's step as released, see
+    `PublishedStep`.
 
     Args:
         length: tokens of a row.
         warm_up, n: steps before those that are timed, and those.
+        limit_s: seconds that a timing may take; slow steps are repeated less often, see `timing.warm`.
         published: whether to time MeZO's published step, too; it leaves the weights elsewhere.
     """
     device, spec = bench.spec.device, bench.spec
     n_id = min(len(bench.tokenizer), int(getattr(bench.model.config, "vocab_size", len(bench.tokenizer))))
-    rows = fixed(spec.batch_size, length, n_id, spec.seed)
+    rows = fixed(spec.batch_size, length, n_id, spec.seed, masked=spec.task.masked)
     bench.minibatches = replace(bench.minibatches, examples=rows)
     batch = _whole(bench)
 
@@ -47,17 +51,20 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, published: bool)
         with torch.no_grad():
             return bench.scorer(batch)
 
+    weights = list(bench.model.parameters())
+    found: Row = {"weight_bytes": sum(p.nbytes for p in weights), "copy_gb_per_s": copy_gb_per_s(device)}
+    found |= {"trainable_bytes": sum(p.nbytes for p in weights if p.requires_grad)}
     reset(device)
-    eager = repeat(forward, device, warm_up, n)
-    found: Row = {"peak_forward_bytes": peak(device), "state_bytes": state_bytes(bench)}
-    graphed = repeat(lambda: bench.score(batch), device, warm_up, n)
+    eager = repeat(forward, device, warm_up, n, limit_s)
+    found |= {"peak_forward_bytes": peak(device), "state_bytes": state_bytes(bench)}
+    graphed = repeat(lambda: bench.score(batch), device, warm_up, n, limit_s)
     reset(device)
-    step = pace(lambda: _step(bench), device, warm_up, n)
+    step = pace(lambda: _step(bench), device, warm_up, n, limit_s)
     found |= {"peak_bytes": peak(device), "reserved_bytes": reserved(device), "process_bytes": process(device)}
     watches = Stopwatch(device), Stopwatch(device)
-    parts = _parts(bench, watches, n)
+    parts = _parts(bench, watches, step.n if step.n > LEAST else 1)  # of slow steps one says enough
     cost = bench.optimizer.forwards_per_step
-    found |= {"n": n, **_named("step", step), **_named("forward", graphed), **_named("forward_eager", eager)}
+    found |= {"n": step.n, **_named("step", step), **_named("forward", graphed), **_named("forward_eager", eager)}
     found |= {"evaluate_ms": parts[0], "sweep_ms": parts[1], "rest_ms": max(0.0, step.median - sum(parts))}
     found |= {"forwards_per_step": cost, "overhead": step.median / (2 * graphed.median)}
     found |= {"cost_overhead": step.median / (cost * graphed.median)}
@@ -67,9 +74,10 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, published: bool)
     if published:
         theirs = PublishedStep(bench.model, lr=1e-7, zo_eps=1e-3, seed=spec.seed)
         reset(device)
-        took = pace(lambda: theirs(batch), device, 1, max(3, n // 2))
+        took = pace(lambda: theirs(batch), device, 1, max(LEAST, n // 2), limit_s)
         found |= {**_named("published", took), "published_peak_bytes": peak(device)}
-        found |= {"published_forward_ms": repeat(lambda: theirs.forward(batch), device, 1, max(3, n // 2)).median}
+        forwards = repeat(lambda: theirs.forward(batch), device, 1, max(LEAST, n // 2), limit_s)
+        found |= {"published_forward_ms": forwards.median}
         found |= {"speed_up": took.median / step.median}
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,14 @@ from torch import nn
 from zobench.engine import standing_in
 from zobench.engine.nothing import NoEngine
 from zobench.layers import Layers
+from zobench.minibatches import Minibatches
 from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
-from zobench.profile.rows import fixed
 from zobench.profile.weightless import Meter, refill, weightless
 from zobench.run import RunSpec, make_optimizer
 from zobench.schemes.linear_probe import LinearProbe
-from zobench.scoring import Scorer, collate
+from zobench.scoring import Scorer
+from zobench.tasks.encoding import Encoded
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Prediction:
     peak: int
 
 
-def predict(spec: RunSpec, length: int) -> Prediction:
-    """Of a step on ``batch_size`` rows of ``length`` tokens, whose options are of one token.
+def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
+    """Of a step on a minibatch of ``rows``, as many as the run's ``batch_size``.
 
     The model, the scheme and the optimizer are the run's own, on tensors without values; so is the step. Attention is
     that of a kernel which keeps no matrix of scores, unless ``model.attention`` is eager.
@@ -44,21 +46,20 @@ def predict(spec: RunSpec, length: int) -> Prediction:
         raise ValueError("scheme=linear_probe: trains on cached features; its memory is that of a forward")
     cpu = torch.device("cpu")
     model = outline(spec)
-    rows = fixed(spec.batch_size, length, 2, spec.seed)
     part = spec.micro_batch_size or spec.batch_size
+    minibatches = Minibatches(rows, spec.seed, len(rows), part, cpu, 0, spec.loss)
     with weightless() as meter, standing_in(NoEngine()):
         refill(model)
         weights = meter.live
-        optimizer = make_optimizer(spec, model, len(Layers(model)))
-        states = meter.live - weights
-        parts = [collate(rows[i : i + part], cpu, 0) for i in range(0, len(rows), part)]
-        objective = TaskObjective(Scorer(model), Layers(model), parts, Counts(), spec.loss)
-        meter.peak = meter.live
         try:
+            optimizer = make_optimizer(spec, model, len(Layers(model)))
+            states = meter.live - weights
+            objective = TaskObjective(Scorer(model), Layers(model), minibatches.of_step(0), Counts(), spec.loss)
+            meter.peak = meter.live
             for _ in range(2):  # the first makes states
                 optimizer.step(objective)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # what wants values where there are none fails in any way it likes
+            raise ValueError(f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}") from error
         return Prediction(weights, max(states, meter.live - weights), meter.peak)
 
 

@@ -8,11 +8,14 @@ from zobench.tasks.encoding import Encoded
 N_OPTION = 2
 
 
-def fixed(n: int, length: int, n_id: int, seed: int) -> list[Encoded]:
-    """``n`` examples of ``length`` random prompt tokens below ``n_id``, with two options of one token each."""
+def fixed(n: int, length: int, n_id: int, seed: int, *, masked: bool = False) -> list[Encoded]:
+    """``n`` examples of ``length`` random tokens below ``n_id``, with two options of one token each. ``masked``: of a
+    masked model, whose options stand in the place of the last token but one."""
     rng = generator(seed, 0, SPLITS)
     rows = rng.integers(0, n_id, size=(n, length + N_OPTION))
-    return [
-        Encoded(i, tuple(map(int, row[:length])), tuple((int(option),) for option in row[length:]), (i % N_OPTION,))
-        for i, row in enumerate(rows)
-    ]
+    mask = max(0, length - 2) if masked else None
+    found = []
+    for i, row in enumerate(rows.tolist()):
+        options = tuple((option,) for option in row[length:])
+        found.append(Encoded(i, tuple(row[:length]), options, (i % N_OPTION,), mask))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+
+LEAST = 3  # repetitions that are timed, however long they take
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,9 @@ class Stopwatch:
         return event
 
 
-def repeat(work: Callable[[], object], device: torch.device, warm_up: int, n: int) -> Times:
-    """Device time of ``work``, the host running ahead of the device where it can."""
-    for _ in range(warm_up):
-        work()
+def repeat(work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float = math.inf) -> Times:
+    """Device time of ``work``, the host running ahead of the device where it can. ``limit_s``: see `warm`."""
+    n = warm(work, device, warm_up, n, limit_s)
     watch = Stopwatch(device)
     for _ in range(n):
         with watch.span():
@@ -85,18 +87,34 @@ def repeat(work: Callable[[], object], device: torch.device, warm_up: int, n: in
     return times_of(watch.read())
 
 
-def pace(work: Callable[[], object], device: torch.device, warm_up: int, n: int) -> Times:
+def pace(work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float = math.inf) -> Times:
     """Time from one call of ``work`` to the next, as a training loop has it: what the device waits for the host is
-    part of it."""
-    for _ in range(warm_up):
-        work()
-    synchronize(device)
+    part of it. ``limit_s``: see `warm`."""
+    n = warm(work, device, warm_up, n, limit_s)
     watch = Stopwatch(device)
     watch.mark()
     for _ in range(n):
         work()
         watch.mark()
     return times_of(watch.laps())
+
+
+def warm(work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float) -> int:
+    """Call ``work`` before it is timed, and wait for it; how often to time it.
+
+    That is ``n`` times, or as often as fits into ``limit_s`` seconds, `LEAST` times in any case. What takes longer than
+    that warms up once or twice, instead of ``warm_up`` times.
+    """
+    took = 0.0
+    for _ in range(max(1, warm_up)):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        took = time.perf_counter() - start
+        if took * LEAST > limit_s:
+            break
+    return n if took * n <= limit_s else max(min(n, LEAST), int(limit_s / took))
 
 
 def synchronize(device: torch.device) -> None:

@@ -11,6 +11,7 @@ Everything is a pure function of the constants below and of a seed: no global RN
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -234,3 +235,12 @@ class Toy(Task):
     def example(self, index: int, row: Row) -> Example:
         options = tuple(f" {word}" for word in OPTIONS)
         return Example(index, f"{row['sentence']} It was", options, (row["label"],), null_prompt="It was")
+
+
+class MaskedToy(Toy):
+    """The generated sentences, shown as SST-2's are to masked models."""
+
+    masked = True
+
+    def example(self, index: int, row: Row) -> Example:
+        return replace(super().example(index, row), suffix=".", null_prompt=None)
