@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +71,7 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, 
     found |= {"cost_overhead": step.median / (cost * graphed.median)}
     found |= {"examples_per_s": 1e3 * spec.batch_size / step.median}
     found |= {"tokens_per_s": 1e3 * spec.batch_size * length / step.median}
-    found |= {"why_eager": getattr(bench.score, "why_eager", None)}
+    found |= {"why_eager": _why_eager(bench)}
     if published:
         theirs = PublishedStep(bench.model, lr=1e-7, zo_eps=1e-3, seed=spec.seed)
         reset(device)
@@ -111,7 +112,7 @@ def process(device: torch.device) -> int | None:
 
 def _whole(bench: Bench) -> Batch:
     """The minibatch in one part."""
-    parts = replace(bench.minibatches, part=bench.minibatches.size).of_step(0)
+    parts = replace(bench.minibatches, part=bench.minibatches.size, device=bench.spec.device).of_step(0)
     return parts[0]
 
 
@@ -124,18 +125,42 @@ def _named(name: str, times: Times) -> Row:
 
 
 def _parts(bench: Bench, watches: tuple[Stopwatch, Stopwatch], n: int) -> tuple[float, float]:
-    """(evaluate_ms, sweep_ms) of a step: means over n steps."""
+    """(evaluate_ms, sweep_ms) of a step, made piece by piece: means over n steps."""
     groups = [group for part in _zeroth(bench) for group in part.ledger._groups]
     engines = [group.engine for group in groups]
     for group in groups:
         group.engine = _TimedEngine(group.engine, watches[1])
     try:
-        for _ in range(n):
-            _step(bench, lambda objective: _TimedObjective(objective, watches[0]))
+        with _unplanned(bench):
+            for _ in range(n):
+                _step(bench, lambda objective: _TimedObjective(objective, watches[0]))
     finally:
         for group, engine in zip(groups, engines, strict=True):
             group.engine = engine
     return sum(watches[0].read()) / n, sum(watches[1].read()) / n
+
+
+@contextlib.contextmanager
+def _unplanned(bench: Bench) -> Iterator[None]:
+    """Inside, nothing is planned ahead: each piece of a step runs when it is asked for."""
+    optimizer, later, minibatches = bench.optimizer, bench.later, bench.minibatches
+    if not isinstance(optimizer, ZOOptimizer) or later is None:
+        yield
+        return
+    optimizer.settle()
+    optimizer.ledger.later = bench.later = None
+    bench.minibatches = replace(minibatches, device=bench.spec.device)
+    try:
+        yield
+    finally:
+        optimizer.ledger.later = bench.later = later
+        bench.minibatches = minibatches
+
+
+def _why_eager(bench: Bench) -> str | None:
+    """Why something was not replayed as a CUDA graph that could have been."""
+    whys = [getattr(bench.score, "why_eager", None), *(bench.later.why_eager if bench.later is not None else [])]
+    return "; ".join(why for why in whys if why is not None) or None
 
 
 def _zeroth(bench: Bench) -> Sequence[ZOOptimizer]:
