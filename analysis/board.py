@@ -17,8 +17,9 @@ NAMES = ("optimizer", "model", "task", "scheme", "precision", "budget", "suite")
 def entries(records: Records) -> tuple[list[Row], list[Any]]:
     """The entries, best first within a (task, model), as plain JSON values; and the parts of configs that they name.
 
-    Scores are in percent, memory in GiB; what is not known is None. ``config`` maps a key to a place in the second
-    list, since ten thousand entries share few different parts. ``curve``: [forwards, mean, least, most] on dev.
+    ``optimizer`` is the method's whole name, its variant included. Scores are in percent, memory in GiB; what is not
+    known is None. ``config`` maps a key to a place in the second list, since ten thousand entries share few different
+    parts. ``curve``: [forwards, mean, least, most] on dev.
     """
     choices = [choice for choice in choose(records.runs) if choice.n_seed]
     courses = Courses(records, choices)
@@ -36,7 +37,7 @@ def _entry(choice: Choice, courses: Courses, parts: dict[str, int]) -> Row:
     kept = {key: json.dumps(value) for key, value in config.items() if key not in DISPLAY}
     verified = sum(bool(run["verified"]) for run in runs)
     return {
-        **{name: getattr(choice, name) for name in NAMES},
+        **{name: getattr(choice, name) for name in NAMES} | {"optimizer": choice.method},
         "metric": runs[0]["metric"],
         "score": round(100 * choice.test, 3),
         "std": _rounded(100 * choice.test_std, 3),

@@ -31,7 +31,7 @@ def write_tables(
     records: Records, choices: list[Choice], out: Path, planned: plan.Plan | None
 ) -> tuple[str, list[Path]]:
     """The accuracy table, and the files written: each table as markdown, CSV and LaTeX."""
-    missing, commands = planned.missing(choices) if planned else ([], [])
+    missing, commands = planned.missing(records.runs) if planned else ([], [])
     courses = costs.Courses(records, choices)
     accuracy = tables.accuracy(records.runs, choices, fill_grid=planned is None)
     written = []

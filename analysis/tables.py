@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import paired
+from analysis import paired, variants
 from analysis.lines import COMPLETED, PENDING
 from analysis.render import MISSING, Cell, Section, Table
 from analysis.select import GROUP, Choice, Row, rows_of
@@ -26,7 +26,7 @@ def accuracy(runs: pd.DataFrame, choices: list[Choice], fill_grid: bool = True) 
     """
     sections, data = [], []
     for named, part in _by(rows_of(runs), ("model", "precision", "budget")):
-        cells = {(c.optimizer, c.task, c.scheme): c for c in choices if (c.model, c.precision, c.budget) == named}
+        cells = {(c.method, c.task, c.scheme): c for c in choices if (c.model, c.precision, c.budget) == named}
         section = _accuracy_section(" · ".join(named), part, cells)
         sections.append(section if fill_grid else replace(section, commands=()))
         best = _best(cells)
@@ -47,29 +47,37 @@ def accuracy(runs: pd.DataFrame, choices: list[Choice], fill_grid: bool = True) 
 
 
 def _accuracy_section(title: str, runs: list[Row], cells: dict[tuple[str, str, str], Choice]) -> Section:
-    optimizers = sorted({optimizer for optimizer, _, _ in cells})
+    methods = sorted({method for method, _, _ in cells}, key=variants.natural)
     columns = sorted({(task, scheme) for _, task, scheme in cells})
     best = _best(cells)
-    untrained = {run["optimizer"] for run in runs if run["n_trainable"] == 0}  # of no scheme: full stands for all
-    rows = [(Cell("start (zero-shot)"), *(Cell(_mean_std(_start(runs, *column))) for column in columns), Cell(MISSING))]
+    untrained = {_method(run) for run in runs if run["n_trainable"] == 0}  # of no scheme: full stands for all
+    settings = {_method(run): run for run in runs}
+    rows = [
+        (
+            Cell(variants.method("start (zero-shot)", shown)),
+            *(Cell(_mean_std(_start(runs, *column, shown))) for column in columns),
+            Cell(MISSING),
+        )
+        for shown in sorted({variants.shown(run["variant"]) for run in runs}, key=variants.natural)
+    ]
     notes: list[str] = []
     commands: list[str] = []
-    for optimizer in optimizers:
-        row = [Cell(optimizer)]
+    for method in methods:
+        row = [Cell(method)]
         n_trial = []
         for task, scheme in columns:
-            choice = cells.get((optimizer, task, scheme))
-            if choice is None and optimizer in untrained:
+            choice = cells.get((method, task, scheme))
+            if choice is None and method in untrained:
                 row.append(Cell())
                 continue
             if choice is None or all(status in PENDING for status in choice.status.split("/")):
-                commands += _commands(runs, task, scheme, optimizer)
+                commands += _commands(runs, task, scheme, settings[method])
             if choice is None:
                 row.append(Cell())
                 continue
             n_trial.append(choice.n_trial)
             row.append(_cell(choice, best.get((task, scheme))))
-            notes += [f"{optimizer}, {task} / {scheme}: {note}" for note in (*choice.notes, *_reasons(runs, choice))]
+            notes += [f"{method}, {task} / {scheme}: {note}" for note in (*choice.notes, *_reasons(runs, choice))]
         trials = str(n_trial[0]) if min(n_trial) == max(n_trial) else f"{min(n_trial)} to {max(n_trial)}"
         rows.append((*row, Cell(trials)))
     metrics = {(run["task"], run["scheme"]): run["metric"] for run in runs}
@@ -118,12 +126,13 @@ def _mean_std(scores: list[float]) -> str:
     return f"{100 * fmean(scores):.1f}{spread} ({len(scores)})"
 
 
-def _start(runs: list[Row], task: str, scheme: str) -> list[float]:
-    """Test scores before training, one a seed: all runs of a seed start alike, so they are one observation."""
+def _start(runs: list[Row], task: str, scheme: str, shown: str) -> list[float]:
+    """Test scores before training, one a seed: all runs of a seed that are shown the task alike start alike, so they
+    are one observation."""
     by_seed: dict[int, list[float]] = {}
     for run in runs:
-        mine = (run["task"], run["scheme"]) == (task, scheme) and run["from_zero_shot"]
-        if mine and math.isfinite(run["start_test_score"]):
+        mine = (run["task"], run["scheme"], variants.shown(run["variant"])) == (task, scheme, shown)
+        if mine and run["from_zero_shot"] and math.isfinite(run["start_test_score"]):
             by_seed.setdefault(run["seed"], []).append(run["start_test_score"])
     return [fmean(by_seed[seed]) for seed in sorted(by_seed)]
 
@@ -137,20 +146,22 @@ def _reasons(runs: list[Row], choice: Choice) -> list[str]:
     return sorted({f"{run['status']}: {shorten(str(run['reason']), 160)}" for run in shown if _said(run["reason"])})
 
 
-def _commands(runs: list[Row], task: str, scheme: str, optimizer: str) -> list[str]:
-    """What to run for one empty cell: one command a seed of its section, in the setting that most runs there have."""
+def _commands(runs: list[Row], task: str, scheme: str, like: Row) -> list[str]:
+    """What to run for one empty cell of the method of the run ``like``: one command a seed of its section, in the
+    setting that most runs there have."""
     budget = {"budget": runs[0]["budget_unit"], "budget.amount": _count(runs[0]["budget_amount"])}
     usual = {name: _most_common(run[name] for run in runs) for name in ("precision", "schedule", "batch_size")}
     overrides = {
-        "suite": runs[0]["suite"], "model": runs[0]["model"], "task": task, "scheme": scheme, "optimizer": optimizer,
-        **usual, **budget,
+        "suite": runs[0]["suite"], "model": runs[0]["model"], "task": task, "scheme": scheme,
+        "optimizer": like["optimizer"], **usual, **budget,
+        **dict(text.split("=", 1) for text in variants.split(like["variant"])),
     }  # fmt: skip
-    said = " ".join(shlex.quote(f"{name}={value}") for name, value in overrides.items())
+    said = shlex.join(f"{name}={value}" for name, value in overrides.items())
     return [f"python -m runners.train {said} seed={seed}" for seed in sorted({run["seed"] for run in runs})]
 
 
 def _accuracy_data(runs: list[Row], choice: Choice, p_best: float) -> tuple[str, ...]:
-    start = _start(runs, choice.task, choice.scheme)
+    start = _start(runs, choice.task, choice.scheme, variants.shown(choice.variant))
     return (
         *(getattr(choice, name) for name in GROUP),
         next(run["metric"] for run in runs if (run["task"], run["scheme"]) == (choice.task, choice.scheme)),
@@ -165,7 +176,7 @@ def _accuracy_data(runs: list[Row], choice: Choice, p_best: float) -> tuple[str,
 
 def memory(runs: pd.DataFrame) -> Table:
     """Peak memory: the largest of all completed runs of one kind; a section a model."""
-    keys = ("task", "scheme", "optimizer", "precision", "hardware", "batch_size")
+    keys = ("task", "scheme", "optimizer", "variant", "precision", "hardware", "batch_size")
     sections, data = [], []
     for model, part in _by(rows_of(runs), ("model",)):
         rows = []
@@ -176,12 +187,21 @@ def memory(runs: pd.DataFrame) -> Table:
             n_trainable, n_total = group[0]["n_trainable"], group[0]["n_total"]
             first = Cell(status) if status else Cell(_shown(train / GIB, 3))
             shown = (_shown(evaluation / GIB, 3), _thousands(n_trainable), _thousands(n_total), str(len(done)))
-            *names, batch_size = key
+            *names, batch_size = _named(key)
             rows.append((*map(Cell, (*names, kind or MISSING, str(batch_size))), first, *map(Cell, shown)))
             counted = (_count(train), _count(evaluation), _count(n_trainable), _count(n_total), str(len(done)))
             data.append((*model, *map(str, key), kind, status or COMPLETED, *counted))
-        header = (*keys[:-1], "memory", "batch", "peak train, GiB", "peak eval, GiB", "trainable", "parameters", "runs")
-        sections.append(Section(model[0], header, tuple(rows), n_left=len(keys)))
+        header = (
+            *_header(keys[:-1]),
+            "memory",
+            "batch",
+            "peak train, GiB",
+            "peak eval, GiB",
+            "trainable",
+            "parameters",
+            "runs",
+        )
+        sections.append(Section(model[0], header, tuple(rows), n_left=len(keys) - 1))
     counts = ("peak_train_bytes", "peak_eval_bytes", "n_trainable", "n_total", "n_run")
     return Table(
         title=f"Memory: {', '.join(sorted(runs['suite'].unique()))}",
@@ -195,7 +215,10 @@ def memory(runs: pd.DataFrame) -> Table:
 
 def throughput(runs: pd.DataFrame) -> Table:
     """Speed and the three clocks: medians over completed runs; a section a model."""
-    keys = ("task", "scheme", "optimizer", "precision", "budget", "hardware", "batch_size", "forwards_per_step")
+    keys = (
+        *("task", "scheme", "optimizer", "variant", "precision", "budget", "hardware", "batch_size"),
+        "forwards_per_step",
+    )
     sections, data = [], []
     for model, part in _by(rows_of(runs), ("model",)):
         rows = []
@@ -205,12 +228,17 @@ def throughput(runs: pd.DataFrame) -> Table:
             values = [_reduced(median, speeds, name) for name in SPEEDS]
             shown = [_shown(value, digits) for value, digits in zip(values, SPEEDS.values(), strict=True)]
             first = status or shown[0]
-            *names, batch_size, _ = key
+            *names, batch_size, _ = _named(key)
             rows.append(tuple(map(Cell, (*names, str(batch_size), first, *shown[1:], str(len(done))))))
             fixed = [_fixed(value, 6) for value in values]
             data.append((*model, *map(str, key[:-1]), status or COMPLETED, *fixed, str(len(done))))
-        header = (*keys[:-2], "batch", *(name.replace("_per_", "/").replace("_", " ") for name in SPEEDS), "runs")
-        sections.append(Section(model[0], header, tuple(rows), n_left=len(keys) - 2))
+        header = (
+            *_header(keys[:-2]),
+            "batch",
+            *(name.replace("_per_", "/").replace("_", " ") for name in SPEEDS),
+            "runs",
+        )
+        sections.append(Section(model[0], header, tuple(rows), n_left=len(keys) - 3))
     return Table(
         title=f"Throughput: {', '.join(sorted(runs['suite'].unique()))}",
         caption="Medians over completed runs. ms/step, examples/s and tokens/s leave out the first step, which "
@@ -242,12 +270,29 @@ def _speed(run: Row) -> dict[str, float]:
     }
 
 
+def _method(run: Row) -> str:
+    return variants.method(run["optimizer"], run["variant"])
+
+
+def _header(keys: tuple[str, ...]) -> list[str]:
+    return [key for key in keys if key != "variant"]
+
+
+def _named(key: tuple[Any, ...]) -> list[Any]:
+    """A key of (task, scheme, optimizer, variant, ...) with the last two as one name."""
+    return [*key[:2], variants.method(key[2], key[3]), *key[4:]]
+
+
 def _by(runs: list[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any, ...], list[Row]]]:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for run in runs:
         # NaN differs from itself and would make a group of each run.
         groups.setdefault(tuple("" if run[name] != run[name] else run[name] for name in names), []).append(run)
-    return sorted(groups.items(), key=lambda item: [(isinstance(part, str), part) for part in item[0]])
+    return sorted(groups.items(), key=_order)
+
+
+def _order(item: tuple[tuple[Any, ...], list[Row]]) -> list[Any]:
+    return [(1, variants.natural(part)) if isinstance(part, str) else (0, part) for part in item[0]]
 
 
 def _done(runs: list[Row]) -> tuple[list[Row], str]:

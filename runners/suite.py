@@ -81,6 +81,10 @@ class Point:
     overrides: tuple[str, ...]
     spec: RunSpec
 
+    def is_named(self, options: Sequence[str]) -> bool:
+        """Whether an override chooses one of these options."""
+        return any(text.split("=")[-1] in options for text in self.overrides)
+
     def run(self, seed: int) -> Run:
         overrides = tuple(text.replace(SEED, str(seed)) for text in self.overrides)
         config = {**self.spec.config, "seed": seed}
@@ -130,21 +134,18 @@ def load(name: str, scale: str | None) -> tuple[Suite, str]:
     return Suite(**merged), f"results/{name}" if chosen == own else f"results/{name}_{chosen}"
 
 
-def points_of(suite: Suite, out: str, more: Sequence[str], only: Sequence[str] = ()) -> list[list[Point]]:
+def points_of(suite: Suite, out: str, more: Sequence[str]) -> list[list[Point]]:
     """The points of each kind of run: those of the optimizer's grid for its scheme where there is a search, else one.
 
     Args:
         out: folder of the records.
         more: overrides that every run takes in the end.
-        only: keep the runs that name one of these options; empty for all.
 
     Raises:
         ConfigError: with the problems of all runs.
     """
     lines = [last_of_each([f"out={out}", *suite.common, *line, *more, "progress=false"]) for line in suite.runs]
     asked = [kind for line in lines for kind in expand(line)]
-    if only:
-        asked = [kind for kind in asked if any(o.split("=")[-1] in only for o in kind)]
     problems: list[str] = []
     found = [_points(overrides, bool(suite.tune_seeds), problems) for overrides in asked]
     searched = [(points, kind) for points, kind in zip(found, asked, strict=True) if _trains(points)]

@@ -251,13 +251,50 @@ def test_a_sweep_twice(cli: Cli, make_suite: MakeSuite, tmp_path: Path, monkeypa
     assert "optimizer=zo_sgd seed=1: completed: test accuracy " in lines[0]
     assert lines[-1].startswith("2 runs, 0 without a result, ")
     records = _files(tmp_path / "pair")
-    assert len(records) == 3  # one trajectory
+    assert len(records) == 4  # one trajectory, and the plan
 
     again = cli(sweep, *arguments)
     assert (again.code, again.err) == (0, "")
     assert again.out.splitlines()[0] == "2 of 2 runs are complete already"
     assert _files(tmp_path / "pair") == records
     assert status.main([str(tmp_path / "pair")]) == 0
+
+
+def test_a_sweep_writes_down_what_it_means_to_run(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of the suite, whatever ``only`` says, and the command without what is of this machine's day."""
+    del here
+    runs = [["optimizer=zo_sgd", "optimizer.q=1,2"], ["optimizer=zo_adam,adamw"]]
+    arguments = make_suite(runs=runs, seeds=[1], tune_seeds=[])
+    assert cli(sweep, *arguments, "dry_run=true").code == 0
+    assert not (tmp_path / "pair").exists()
+    assert cli(sweep, *arguments, "jobs=2", "only=adamw", "wandb.project=it is mine").code == 0
+    plan = json.loads((tmp_path / "pair" / "plan.json").read_text())
+    assert plan["command"] == f"python -m runners.sweep suite=pair {arguments[1]} 'wandb.project=it is mine'"
+    names = {
+        "model": "tiny",
+        "task": "toy",
+        "scheme": "full",
+        "precision": "fp32",
+        "budget": plan["cells"][0]["budget"],
+    }
+    assert plan["cells"] == [
+        {**names, "optimizer": "zo_sgd", "settings": {"optimizer.q": 1}},
+        {**names, "optimizer": "zo_sgd", "settings": {"optimizer.q": 2}},
+        {**names, "optimizer": "zo_adam"},
+        {**names, "optimizer": "adamw"},
+    ]
+    assert [path.name for path in (tmp_path / "pair").glob(".plan*")] == []
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    ran = cli(sweep, *arguments, "only=adamw", "wandb.project=it is mine")
+    assert ran.code == 0
+    assert "plan.json is not written (No space left on device); tables will not know what is missing" in ran.out
+    assert json.loads((tmp_path / "pair" / "plan.json").read_text()) == plan
 
 
 def _files(folder: Path) -> dict[Path, bytes]:
