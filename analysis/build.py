@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis import costs, plan, plots, published, render, tables
+from analysis import costs, plan, plots, published, render, tables, usage
 from analysis.load import Records, load
 from analysis.select import Choice, choose, rows_of
 
@@ -37,8 +37,8 @@ def write_tables(
     written = []
     for name, table in {
         "accuracy": accuracy,
-        "memory": tables.memory(records.runs),
-        "throughput": tables.throughput(records.runs),
+        "memory": usage.memory(records.runs),
+        "throughput": usage.throughput(records.runs),
         "equal_forwards": costs.at_equal_forwards(courses, out.name),
         "equal_seconds": costs.at_equal_seconds(courses, out.name),
         "equal_memory": costs.at_equal_memory(courses, out.name),

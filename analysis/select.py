@@ -159,3 +159,16 @@ def _without_twins(runs: list[Row]) -> tuple[list[Row], tuple[str, ...]]:
 def rows_of(frame: pd.DataFrame) -> list[Row]:
     """The rows of a frame, one dictionary each."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def by(runs: list[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Runs by their values of these names, in the order of these."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for run in runs:
+        # NaN differs from itself and would make a group of each run.
+        groups.setdefault(tuple("" if run[name] != run[name] else run[name] for name in names), []).append(run)
+    return sorted(groups.items(), key=_by_value)
+
+
+def _by_value(item: tuple[tuple[Any, ...], list[Row]]) -> list[Any]:
+    return [(1, variants.natural(part)) if isinstance(part, str) else (0, part) for part in item[0]]

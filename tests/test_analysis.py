@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import build, plots, render, tables
+from analysis import build, plots, render, tables, usage
 from analysis.load import Records, load
 from analysis.select import Choice, choose
 
@@ -459,9 +459,9 @@ def test_statuses_show_where_nothing_else_is_known(tmp_path: Path) -> None:
     (section,) = accuracy(tmp_path).sections
     assert [row[1].text for row in section.rows[1:]] == ["diverged/oom", "incomplete", "skipped", "preempted"]
     assert [command.split("optimizer=")[1][0] for command in section.commands] == ["b", "d"]
-    (section,) = tables.memory(read(tmp_path).runs).sections
+    (section,) = usage.memory(read(tmp_path).runs).sections
     assert [row[7].text for row in section.rows] == ["diverged/oom", "incomplete", "skipped", "preempted"]
-    (section,) = tables.throughput(read(tmp_path).runs).sections
+    (section,) = usage.throughput(read(tmp_path).runs).sections
     assert [row[7].text for row in section.rows] == ["diverged/oom", "incomplete", "skipped", "preempted"]
 
 
@@ -487,7 +487,7 @@ def test_precisions_and_budgets_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_memory_is_the_largest_peak(suite: Path) -> None:
-    table = tables.memory(read(suite).runs)
+    table = usage.memory(read(suite).runs)
     text = render.markdown(table)
     names = "fp32 | x86_64, 2 CPUs | process_rss | 16"
     assert f"| toy | full | adamw | {names} | 3.000 | 0.500 | 1,200 | 5,000 | 3 |" in text
@@ -500,14 +500,14 @@ def test_memory_is_the_largest_peak(suite: Path) -> None:
 
 def test_throughput_leaves_out_the_first_step(suite: Path) -> None:
     # 200 steps after the first in 22 - 2 = 20 s: 100 ms each, with 6432 / 201 = 32 examples and 320 tokens a step.
-    text = render.markdown(tables.throughput(read(suite).runs))
+    text = render.markdown(usage.throughput(read(suite).runs))
     assert "| batch | ms/step | forwards/step | examples/s | tokens/s | train s | eval s | rest s | runs |" in text
     assert "400 forwards | x86_64, 2 CPUs | 16 | 100.00 | 2.00 | 320.0 | 3200 | 22.0 | 3.0 | 1.0 | 4 |" in text
 
 
 def test_a_run_of_one_step_has_no_speed(tmp_path: Path) -> None:
     write(tmp_path, run_line(), end_line(n_step=1))
-    text = render.markdown(tables.throughput(read(tmp_path).runs))
+    text = render.markdown(usage.throughput(read(tmp_path).runs))
     assert "| 16 | — | 402.00 | — | — | 22.0 |" in text
 
 
@@ -518,7 +518,7 @@ def test_markdown_and_latex_escape_names(tmp_path: Path) -> None:
     assert "<script>" not in text
     assert r"a\textbar{}b\textless{}script\textgreater{}\&\_x\_ & 70.0 (1) & 1 \\" in tex
     assert r"50\%\_\$q\$ / full" in tex
-    assert render.latex(tables.memory(read(tmp_path).runs)).count(r"\toprule") == 1
+    assert render.latex(usage.memory(read(tmp_path).runs)).count(r"\toprule") == 1
 
 
 def test_latex_is_booktabs(suite: Path) -> None:
@@ -624,11 +624,13 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         "select": {"lines", "variants"},
         "render": set(),
         "plan": {"lines", "select", "variants"},
-        "tables": {"lines", "paired", "render", "select", "variants"},
+        "tables": {"lines", "numbers", "paired", "render", "select", "variants"},
+        "usage": {"lines", "numbers", "render", "select", "variants"},
+        "numbers": {"render"},
         "costs": {"load", "render", "select", "variants"},
         "published": {"lines", "render", "select", "variants"},
         "plots": {"load", "select", "variants"},
-        "build": {"costs", "load", "plan", "plots", "published", "render", "select", "tables"},
+        "build": {"costs", "load", "plan", "plots", "published", "render", "select", "tables", "usage"},
         "board": {"costs", "load", "select"},
         "page": set(),
         "leaderboard": {"board", "build", "load", "page", "render", "select"},
