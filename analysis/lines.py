@@ -25,7 +25,7 @@ COUNTS = ("n_forward", "n_backward", "n_jvp", "n_example", "n_token")
 EVAL_NUMBERS = ("n_forward", "n_backward", "n_jvp", "train_s", "eval_s")
 END_NUMBERS = (
     *("chosen_step", "n_step", *COUNTS, "train_s", "eval_s", "rest_s", "first_step_s"),
-    *("peak_train_bytes", "peak_eval_bytes", "overhead"),
+    *("peak_train_bytes", "peak_eval_bytes"),
 )
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ def run_line(row: Row) -> Row:
     return {
         **run, "seed": int(_finite(row, "seed")), "batch_size": batch_size, "metric": text(row, "metric"),
         "budget": f"{_plain(amount)} {unit}", "budget_unit": unit, "budget_amount": amount,
-        "hardware": _hardware(hardware), "git_sha": git.get("sha"), "git_dirty": git.get("dirty"),
+        "hardware": hardware_name(hardware), "git_sha": git.get("sha"), "git_dirty": git.get("dirty"),
         "from_zero_shot": _from_zero_shot(config, optimizer),
         "started": row.get("started"), "point": json.dumps(point, sort_keys=True),
         "settings": {**variants.settings_of(undescribed, searched), **said}, "config": json.dumps(undescribed),
@@ -151,7 +151,7 @@ def _mapping(row: Mapping[str, Any], name: str) -> Row:
     return value
 
 
-def _hardware(hardware: Mapping[str, Any]) -> str:
+def hardware_name(hardware: Mapping[str, Any]) -> str:
     """The device by name; of a CPU, which is named by no more than its architecture, how much of it there was."""
     n_cpu = hardware.get("n_cpu")
     cpus = f", {n_cpu} CPUs" if text(hardware, "device") == "cpu" and n_cpu is not None else ""
