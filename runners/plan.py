@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.suite import SEED, Point
+from zobench.lock import FOLDER
 
 NAME = "plan.json"
 NAMES = ("model", "task", "scheme", "optimizer", "precision")
@@ -32,8 +33,8 @@ def write(folder: Path, command: str, points: Iterable[Point]) -> Path:
     cells = [cell for group in groups.values() for cell in _cells(group)]
     lines = ",\n".join(f"    {json.dumps(cell)}" for cell in cells)
     path = folder / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{NAME}.{os.getpid()}")
+    unfinished = folder / FOLDER / f"{NAME}.{os.getpid()}"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
         text = f'{{\n  "command": {json.dumps(command)},\n  "cells": [\n{lines}\n  ]\n}}\n'
         unfinished.write_text(text, encoding="utf-8")
