@@ -18,7 +18,7 @@ NAMES = ("optimizer", "model", "task", "scheme", "precision", "budget", "suite")
 def entries(records: Records, overheads: overhead.Measured) -> tuple[list[Row], list[Any]]:
     """The entries, best first within a (task, model), as plain JSON values; and the parts of configs that they name.
 
-    ``optimizer`` is the method's whole name, its variant included. Scores are in percent, memory in GiB; what is not
+    ``optimizer`` and ``task`` name the variant, too. Scores are in percent, memory in GiB; what is not
     known is None. ``config`` maps a key to a place in the second list, since ten thousand entries share few different
     parts. ``curve``: [forwards, mean, least, most] on dev.
 
@@ -41,7 +41,7 @@ def _entry(choice: Choice, courses: Courses, parts: dict[str, int], overheads: o
     kept = {key: json.dumps(value) for key, value in config.items() if key not in DISPLAY}
     verified = sum(bool(run["verified"]) for run in runs)
     return {
-        **{name: getattr(choice, name) for name in NAMES} | {"optimizer": choice.method},
+        **{name: getattr(choice, name) for name in NAMES} | {"optimizer": choice.method, "task": choice.setting},
         "metric": runs[0]["metric"],
         "score": round(100 * choice.test, 3),
         "std": _rounded(100 * choice.test_std, 3),

@@ -13,7 +13,7 @@ from analysis.render import MISSING, Cell, Section, Table
 from analysis.select import Choice, Row, rows_of
 from analysis.variants import natural
 
-PANEL = ("model", "task", "scheme", "precision", "budget")
+PANEL = ("model", "setting", "scheme", "precision", "budget")
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of what the cheapest run of a panel spent: every method has got so far
 TARGETS = (0.5, 0.9)  # shares of the best method's gain on dev
 GIB = 2**30
@@ -114,7 +114,9 @@ def at_equal_memory(courses: Courses, suite: str) -> Table:
         seen = courses.best_within(c, "forwards", math.inf)
         if c.n_seed and seen and all(map(math.isfinite, peaks)):
             more = (courses.shared(c, "hardware"), courses.shared(c, "memory_kind"))
-            groups.setdefault((c.model, c.task, c.precision, c.budget, *more), []).append((max(peaks), fmean(seen), c))
+            groups.setdefault((c.model, c.setting, c.precision, c.budget, *more), []).append(
+                (max(peaks), fmean(seen), c)
+            )
     sections, data = [], []
     for key, found in sorted(groups.items(), key=lambda item: item[0]):
         rows = []
@@ -137,7 +139,7 @@ def at_equal_memory(courses: Courses, suite: str) -> Table:
         "better on dev.",
         tuple(sections),
         (
-            *("model", "task", "precision", "budget", "hardware", "memory_kind", "optimizer", "variant", "scheme"),
+            *("model", "setting", "precision", "budget", "hardware", "memory_kind", "optimizer", "variant", "scheme"),
             *("peak_train_bytes", "dev", "test", "best_optimizer", "best_variant", "best_scheme", "best_test"),
         ),
         tuple(data),

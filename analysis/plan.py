@@ -29,10 +29,9 @@ class Planned:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def method(self) -> str:
-        """Its row's name."""
-        said = [variants.override(name, value) for name, value in self.settings.items()]
-        return variants.method(self.names[CELL.index("optimizer")], shlex.join(said))
+    def variant(self) -> str:
+        """Its settings as overrides."""
+        return shlex.join(variants.override(name, value) for name, value in self.settings.items())
 
     def is_of(self, config: dict[str, Any]) -> bool:
         """Whether a run of its names with this config is one of its runs."""
@@ -55,8 +54,9 @@ class Plan:
         missing = [cell for cell in self.cells if not any(cell.is_of(config) for config in there.get(cell.names, []))]
         columns: dict[tuple[str, ...], list[str]] = {}
         for cell in missing:
-            model, task, scheme, _, precision, budget = cell.names
-            columns.setdefault((model, precision, budget, cell.method), []).append(f"{task} / {scheme}")
+            model, task, scheme, optimizer, precision, budget = cell.names
+            column = f"{variants.setting(task, cell.variant)} / {scheme}"
+            columns.setdefault((model, precision, budget, variants.method(optimizer, cell.variant)), []).append(column)
         settings: dict[tuple[str, ...], list[str]] = {}
         for (*setting, method), found in sorted(columns.items(), key=lambda item: [*map(variants.natural, item[0])]):
             settings.setdefault((*setting, ", ".join(found)), []).append(method)

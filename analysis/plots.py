@@ -19,7 +19,7 @@ from analysis.load import Records
 from analysis.select import Choice, Row, rows_of
 from analysis.variants import natural
 
-PANEL = ("model", "task", "scheme", "precision", "budget")
+PANEL = ("model", "setting", "scheme", "precision", "budget")
 CURVE_COLUMNS = (*PANEL, "method", "split", "step", "forwards", "seconds", "mean", "min", "max", "n_seed")
 POINT_COLUMNS = (*PANEL, "method", "split", "memory", "mean", "min", "max", "n_seed")
 AXES = {

@@ -106,23 +106,23 @@ def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, s
     starts: dict[tuple[str, str, str, str], list[Row]] = {}
     for run in runs:
         if run["metric"] in SCORES and math.isfinite(run["start_test_score"]):
-            starts.setdefault((run["model"], run["task"], run["metric"], variants.shown(run["variant"])), []).append(
-                run
-            )
+            starts.setdefault(
+                (run["model"], run["task"], run["metric"], variants.setting("", run["variant"])), []
+            ).append(run)
     for (_, _, metric, shown), group in starts.items():
         mean = 100 * fmean(run["start_test_score"] for run in group)
-        add(ZERO_SHOT, "", metric, group[0], mean, variants.method(f"{mean:.1f}", shown))
+        add(ZERO_SHOT, "", metric, group[0], mean, f"{mean:.1f}{shown}")
     for choice in choices:
         done = [by_id[run_id] for run_id in choice.run_ids]
         if not done:
             continue
-        where = variants.method(f"{choice.budget}, {choice.precision}", choice.variant)
+        where = variants.said(f"{choice.budget}, {choice.precision}", choice.variant)
         if done[0]["metric"] in SCORES:
             spread = "" if math.isnan(choice.test_std) else f" ± {100 * choice.test_std:.1f}"
             text = f"{100 * choice.test:.1f}{spread} ({choice.n_seed}; {where})"
             add(choice.optimizer, choice.scheme, done[0]["metric"], done[0], 100 * choice.test, text)
         peak = max(run["peak_train_bytes"] for run in done) / 1e9
-        batch = variants.method(f"batch {done[0]['batch_size']}, {done[0]['hardware']}", choice.variant)
+        batch = variants.said(f"batch {done[0]['batch_size']}, {done[0]['hardware']}", choice.variant)
         add(choice.optimizer, choice.scheme, "memory_gb", done[0], peak, f"{peak:.1f} ({batch})")
         steps = [r["train_s"] / r["n_step"] for r in done if r["status"] == COMPLETED and r["n_step"] > 0]
         pace = median(steps) if steps else math.nan

@@ -64,6 +64,11 @@ class Choice:
         """Its name in tables."""
         return variants.method(self.optimizer, self.variant)
 
+    @property
+    def setting(self) -> str:
+        """The task's name in tables."""
+        return variants.setting(self.task, self.variant)
+
 
 def choose(runs: pd.DataFrame) -> list[Choice]:
     """One choice a group, sorted by group."""

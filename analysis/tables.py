@@ -25,11 +25,11 @@ def accuracy(runs: pd.DataFrame, choices: list[Choice], fill_grid: bool = True) 
     """
     sections, data = [], []
     for named, part in by(rows_of(runs), ("model", "precision", "budget")):
-        cells = {(c.method, c.task, c.scheme): c for c in choices if (c.model, c.precision, c.budget) == named}
+        cells = {(c.method, c.setting, c.scheme): c for c in choices if (c.model, c.precision, c.budget) == named}
         section = _accuracy_section(" · ".join(named), part, cells)
         sections.append(section if fill_grid else replace(section, commands=()))
         best = _best(cells)
-        data += [_accuracy_data(part, c, _p_best(c, best.get((c.task, c.scheme)))) for c in cells.values()]
+        data += [_accuracy_data(part, c, _p_best(c, best.get((c.setting, c.scheme)))) for c in cells.values()]
     return Table(
         title=f"Accuracy: {', '.join(sorted({c.suite for c in choices}))}",
         caption="Test accuracy in percent: mean ± sample standard deviation (number of seeds) of the trial with the "
@@ -47,52 +47,48 @@ def accuracy(runs: pd.DataFrame, choices: list[Choice], fill_grid: bool = True) 
 
 def _accuracy_section(title: str, runs: list[Row], cells: dict[tuple[str, str, str], Choice]) -> Section:
     methods = sorted({method for method, _, _ in cells}, key=variants.natural)
-    columns = sorted({(task, scheme) for _, task, scheme in cells})
+    columns = sorted(
+        {(setting, scheme) for _, setting, scheme in cells}, key=lambda column: [*map(variants.natural, column)]
+    )
     best = _best(cells)
     untrained = {_method(run) for run in runs if run["n_trainable"] == 0}  # of no scheme: full stands for all
-    settings = {_method(run): run for run in runs}
-    rows = [
-        (
-            Cell(variants.method("start (zero-shot)", shown)),
-            *(Cell(_mean_std(_start(runs, *column, shown))) for column in columns),
-            Cell(MISSING),
-        )
-        for shown in sorted({variants.shown(run["variant"]) for run in runs}, key=variants.natural)
-    ]
+    by_method = {_method(run): run for run in runs}
+    by_setting = {_setting(run): run for run in runs}
+    rows = [(Cell("start (zero-shot)"), *(Cell(_mean_std(_start(runs, *column))) for column in columns), Cell(MISSING))]
     notes: list[str] = []
     commands: list[str] = []
     for method in methods:
         row = [Cell(method)]
         n_trial = []
-        for task, scheme in columns:
-            choice = cells.get((method, task, scheme))
+        for setting, scheme in columns:
+            choice = cells.get((method, setting, scheme))
             if choice is None and method in untrained:
                 row.append(Cell())
                 continue
             if choice is None or all(status in PENDING for status in choice.status.split("/")):
-                commands += _commands(runs, task, scheme, settings[method])
+                commands += _commands(runs, by_setting[setting], scheme, by_method[method])
             if choice is None:
                 row.append(Cell())
                 continue
             n_trial.append(choice.n_trial)
-            row.append(_cell(choice, best.get((task, scheme))))
-            notes += [f"{method}, {task} / {scheme}: {note}" for note in (*choice.notes, *_reasons(runs, choice))]
+            row.append(_cell(choice, best.get((setting, scheme))))
+            notes += [f"{method}, {setting} / {scheme}: {note}" for note in (*choice.notes, *_reasons(runs, choice))]
         trials = str(n_trial[0]) if min(n_trial) == max(n_trial) else f"{min(n_trial)} to {max(n_trial)}"
         rows.append((*row, Cell(trials)))
-    metrics = {(run["task"], run["scheme"]): run["metric"] for run in runs}
+    metrics = {(_setting(run), run["scheme"]): run["metric"] for run in runs}
     header = ("optimizer", *(_heading(*column, metrics[column]) for column in columns), "trials")
     return Section(title, header, tuple(rows), notes=tuple(notes), commands=tuple(commands))
 
 
-def _heading(task: str, scheme: str, metric: str) -> str:
-    return f"{task} / {scheme}" if metric == "accuracy" else f"{task} / {scheme}, {metric}"
+def _heading(setting: str, scheme: str, metric: str) -> str:
+    return f"{setting} / {scheme}" if metric == "accuracy" else f"{setting} / {scheme}, {metric}"
 
 
 def _best(cells: dict[tuple[str, str, str], Choice]) -> dict[tuple[str, str], Choice]:
     """The best of each (task, scheme) that more than one method has a score for."""
     best = {}
     for column in {(task, scheme) for _, task, scheme in cells}:
-        tested = [c for c in cells.values() if (c.task, c.scheme) == column and c.n_seed]
+        tested = [c for c in cells.values() if (c.setting, c.scheme) == column and c.n_seed]
         if len(tested) > 1:
             best[column] = min(tested, key=lambda c: (-c.test, c.optimizer))
     return best
@@ -125,12 +121,11 @@ def _mean_std(scores: list[float]) -> str:
     return f"{100 * fmean(scores):.1f}{spread} ({len(scores)})"
 
 
-def _start(runs: list[Row], task: str, scheme: str, shown: str) -> list[float]:
-    """Test scores before training, one a seed: all runs of a seed that are shown the task alike start alike, so they
-    are one observation."""
+def _start(runs: list[Row], setting: str, scheme: str) -> list[float]:
+    """Test scores before training, one a seed: all runs of a seed start alike, so they are one observation."""
     by_seed: dict[int, list[float]] = {}
     for run in runs:
-        mine = (run["task"], run["scheme"], variants.shown(run["variant"])) == (task, scheme, shown)
+        mine = (_setting(run), run["scheme"]) == (setting, scheme)
         if mine and run["from_zero_shot"] and math.isfinite(run["start_test_score"]):
             by_seed.setdefault(run["seed"], []).append(run["start_test_score"])
     return [fmean(by_seed[seed]) for seed in sorted(by_seed)]
@@ -145,25 +140,29 @@ def _reasons(runs: list[Row], choice: Choice) -> list[str]:
     return sorted({f"{run['status']}: {shorten(str(run['reason']), 160)}" for run in shown if said(run["reason"])})
 
 
-def _commands(runs: list[Row], task: str, scheme: str, like: Row) -> list[str]:
-    """What to run for one empty cell of the method of the run ``like``: one command a seed of its section, in the
-    setting that most runs there have."""
+def _commands(runs: list[Row], shown: Row, scheme: str, like: Row) -> list[str]:
+    """What to run for one empty cell, of the task as the run ``shown`` has it and the method of the run ``like``: one
+    command a seed of its section, in the setting that most runs there have."""
     budget = {"budget": runs[0]["budget_unit"], "budget.amount": count(runs[0]["budget_amount"])}
     usual = {name: _most_common(run[name] for run in runs) for name in ("precision", "schedule", "batch_size")}
+    differing = [
+        *(text for text in variants.split(shown["variant"]) if text.startswith(variants.SHOWN)),
+        *(text for text in variants.split(like["variant"]) if not text.startswith(variants.SHOWN)),
+    ]
     overrides = {
-        "suite": runs[0]["suite"], "model": runs[0]["model"], "task": task, "scheme": scheme,
+        "suite": runs[0]["suite"], "model": runs[0]["model"], "task": shown["task"], "scheme": scheme,
         "optimizer": like["optimizer"], **usual, **budget,
-        **dict(text.split("=", 1) for text in variants.split(like["variant"])),
+        **dict(text.split("=", 1) for text in differing),
     }  # fmt: skip
     text = shlex.join(f"{name}={value}" for name, value in overrides.items())
     return [f"python -m runners.train {text} seed={seed}" for seed in sorted({run["seed"] for run in runs})]
 
 
 def _accuracy_data(runs: list[Row], choice: Choice, p_best: float) -> tuple[str, ...]:
-    start = _start(runs, choice.task, choice.scheme, variants.shown(choice.variant))
+    start = _start(runs, choice.setting, choice.scheme)
     return (
         *(getattr(choice, name) for name in GROUP),
-        next(run["metric"] for run in runs if (run["task"], run["scheme"]) == (choice.task, choice.scheme)),
+        next(run["metric"] for run in runs if (_setting(run), run["scheme"]) == (choice.setting, choice.scheme)),
         choice.status,
         *(fixed(value, 6) for value in (choice.dev, choice.test, choice.test_std)),
         *(str(choice.n_seed), str(choice.n_lost), str(choice.n_trial)),
@@ -171,6 +170,10 @@ def _accuracy_data(runs: list[Row], choice: Choice, p_best: float) -> tuple[str,
         fixed(p_best, 6),
         choice.point or "",
     )
+
+
+def _setting(run: Row) -> str:
+    return variants.setting(run["task"], run["variant"])
 
 
 def _method(run: Row) -> str:

@@ -117,8 +117,9 @@ def _header(keys: tuple[str, ...]) -> list[str]:
 
 
 def _named(key: tuple[Any, ...]) -> list[Any]:
-    """A key of (task, scheme, optimizer, variant, ...) with the last two as one name."""
-    return [*key[:2], variants.method(key[2], key[3]), *key[4:]]
+    """A key of (task, scheme, optimizer, variant, ...) with the variant in the names of task and optimizer."""
+    task, scheme, optimizer, variant, *rest = key
+    return [variants.setting(task, variant), scheme, variants.method(optimizer, variant), *rest]
 
 
 def _done(runs: list[Row]) -> tuple[list[Row], str]:

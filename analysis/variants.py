@@ -1,7 +1,7 @@
 """What tells entries apart that share all their names: settings that differ inside a suite and were not searched.
 
 Of the runs of one (suite, model, task, scheme, optimizer, precision, budget), any leaf of the config that differs makes
-entries of their own (``variants``), but for
+entries of their own (``variants``), said of the task where it is what the model is shown, else of the method, but for
 
 - the hyperparameters that the optimizer's yaml searches (``search``): their values are trials of one entry,
 - the seed, and the data's seed where it follows the run's: these repeat a trial,
@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
-NAMES = ("suite", "model", "task", "scheme", "optimizer", "precision", "budget")
+TASK = ("suite", "model", "task")
+NAMES = (*TASK, "scheme", "optimizer", "precision", "budget")
 DATA_SEED = "task.data_seed"
 ELSEWHERE = frozenset((  # top level
     *("seed", "out", "device", "progress", "wandb", "save", "force", "data", "log_every", "eval_batch_size"),
@@ -26,6 +27,7 @@ PLACES = frozenset(("path", "root", "revision", "_target_"))  # of a group
 IMPLIED = frozenset(  # by the names
     (*(f"{group}.name" for group in (*NAMES, "schedule")), "budget.unit", "budget.amount", "task.repo", "task.config")
 )
+SHOWN = ("task.", "model.chat_template=")  # what the model is shown: of a variant, no part of the method
 ABSENT = object()  # in a record of a time that did not know the setting
 
 Row = dict[str, Any]
@@ -76,25 +78,44 @@ def override(name: str, value: Any) -> str:
 
 
 def add(runs: list[Row]) -> None:
-    """Put ``variant`` in the place of the ``settings`` of runs."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    """Put ``variant`` in the place of the ``settings`` of runs. What a task is shown like is compared among all runs of
+    the task, so that it is said of all of them."""
     for run in runs:
-        groups.setdefault(tuple(run[name] for name in NAMES), []).append(run)
-    for group in groups.values():
-        told = variants([run.pop("settings") for run in group], [run["seed"] for run in group])
-        for run, variant in zip(group, told, strict=True):
-            run["variant"] = variant
+        run["variant"] = []
+    for names, is_shown in ((TASK, True), (NAMES, False)):
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for run in runs:
+            groups.setdefault(tuple(run[name] for name in names), []).append(run)
+        for group in groups.values():
+            settings = [
+                {name: value for name, value in run["settings"].items() if f"{name}=".startswith(SHOWN) == is_shown}
+                for run in group
+            ]
+            for run, variant in zip(group, variants(settings, [run["seed"] for run in group]), strict=True):
+                run["variant"] += split(variant)
+    for run in runs:
+        del run["settings"]
+        run["variant"] = shlex.join(run["variant"])
 
 
 def method(optimizer: str, variant: str) -> str:
     """The name of a row: the optimizer, and what is other than in its fellows (``zo_sgd, q=4``)."""
-    said = [override.split(".", 1)[-1] if "." in override.split("=")[0] else override for override in split(variant)]
-    return ", ".join([optimizer, *(shorten(" ".join(text.split()), 60, placeholder=" …") for text in said)])
+    return _named(optimizer, [text for text in split(variant) if not text.startswith(SHOWN)])
 
 
-def shown(variant: str) -> str:
-    """The part of a variant on which it depends what an untrained model scores."""
-    return shlex.join(text for text in split(variant) if text.startswith(("task.", "model.")))
+def setting(task: str, variant: str) -> str:
+    """The name of a column, within which methods compare: the task, and what is other of it (``sst2, k_shot=16``)."""
+    return _named(task, [text for text in split(variant) if text.startswith(SHOWN)])
+
+
+def said(name: str, variant: str) -> str:
+    """A name and all that a variant says."""
+    return _named(name, split(variant))
+
+
+def _named(name: str, overrides: list[str]) -> str:
+    texts = [text.split(".", 1)[-1] if "." in text.split("=")[0] else text for text in overrides]
+    return ", ".join([name, *(shorten(" ".join(text.split()), 60, placeholder=" …") for text in texts)])
 
 
 def split(variant: str) -> list[str]:

@@ -316,7 +316,8 @@ def test_runs_that_differ_in_what_is_not_searched_are_not_trials_of_one(tmp_path
                 variant_run(tmp_path, f"{aligned}{lr}{seed}", lr=lr, seed=seed, **{"task.alignment": aligned}, **score)
     without, aligned = choose(read(tmp_path).runs)
     assert (without.variant, aligned.variant) == ("task.alignment=false", "task.alignment=true")
-    assert (without.method, aligned.method) == ("zo_sgd, alignment=false", "zo_sgd, alignment=true")
+    assert {without.method, aligned.method} == {"zo_sgd"}
+    assert (without.setting, aligned.setting) == ("toy, alignment=false", "toy, alignment=true")
     assert (without.n_trial, without.n_seed, aligned.n_trial, aligned.n_seed) == (2, 2, 2, 2)
     assert (without.test, aligned.test) == (pytest.approx(0.4), pytest.approx(0.6))
     assert [json.loads(c.point or "")["optimizer"]["lr"] for c in (without, aligned)] == [0.1, 0.2]
@@ -342,7 +343,6 @@ def test_a_row_says_what_differs_only_where_it_does(tmp_path: Path) -> None:
         ("optimizer.zo_eps", (1e-3, 1e-5), ["zo_eps=1e-05", "zo_eps=0.001"]),
         ("optimizer.mask", (None, "random"), ["mask=null", "mask=random"]),
         ("scheme.r", (4, 8), ["r=4", "r=8"]),
-        ("task.k_shot", (16, 512), ["k_shot=16", "k_shot=512"]),
         (
             "model.gradient_checkpointing",
             (True, False),
@@ -386,30 +386,42 @@ def test_the_seed_of_the_data_makes_one_unless_it_is_that_of_the_run(tmp_path: P
         variant_run(tmp_path / "drawn", f"r{seed}", seed=seed, **{"task.data_seed": seed})
         variant_run(tmp_path / "other", f"r{seed}", seed=1, **{"task.data_seed": seed})
     assert (only(tmp_path / "drawn").method, only(tmp_path / "drawn").n_seed) == ("zo_sgd", 2)
-    assert [c.method for c in choose(read(tmp_path / "other").runs)] == ["zo_sgd, data_seed=13", "zo_sgd, data_seed=21"]
+    assert [c.setting for c in choose(read(tmp_path / "other").runs)] == ["toy, data_seed=13", "toy, data_seed=21"]
 
 
 def test_what_tells_no_more_is_not_said(tmp_path: Path) -> None:
     for k, n_dev in ((16, 32), (512, 1024)):
         variant_run(tmp_path, f"k{k}", **{"task.k_shot": k, "task.n_dev": n_dev})
-    assert [c.method for c in choose(read(tmp_path).runs)] == ["zo_sgd, k_shot=16", "zo_sgd, k_shot=512"]
+    variant_run(
+        tmp_path, "adamw", optimizer="adamw", **{"task.k_shot": 16, "task.n_dev": 32}
+    )  # told of the task for all
+    assert [(c.method, c.setting) for c in choose(read(tmp_path).runs)] == [
+        ("adamw", "toy, k_shot=16"),
+        ("zo_sgd", "toy, k_shot=16"),
+        ("zo_sgd", "toy, k_shot=512"),
+    ]
 
 
 def test_every_table_names_the_variants(tmp_path: Path) -> None:
-    """And where the task is shown in two ways, an untrained model starts in two."""
+    """What is shown in the columns, whose models start as they are shown it; what is done in the rows."""
     for aligned in (True, False):
-        variant_run(tmp_path / "demo", f"r{aligned}", start=0.5 + 0.1 * aligned, **{"task.alignment": aligned})
-    variant_run(tmp_path / "demo", "rte", task="rte", **{"task.alignment": True})
+        for q in (1, 2):
+            said = {"task.alignment": aligned, "optimizer.q": q}
+            variant_run(tmp_path / "demo", f"r{aligned}{q}", start=0.5 + 0.1 * aligned, **said)
+    (tmp_path / "demo/rFalse2.jsonl").unlink()
     assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
     for name in ("accuracy", "memory", "throughput", "equal_forwards", "equal_seconds", "equal_memory"):
         text = (tmp_path / "demo/tables" / f"{name}.md").read_text()
-        assert "zo_sgd, alignment=false" in text, name
-        assert ",task.alignment=false," in (tmp_path / "demo/tables" / f"{name}.csv").read_text(), name
+        assert "zo_sgd, q=2" in text, name
+        assert "toy, alignment=false" in text, name
+        assert ",task.alignment=true optimizer.q=2," in (tmp_path / "demo/tables" / f"{name}.csv").read_text(), name
     accuracy = (tmp_path / "demo/tables/accuracy.md").read_text()
-    assert "| start (zero-shot), alignment=false | — | 50.0 (1) | — |" in accuracy
-    assert "| start (zero-shot), alignment=true | — | 60.0 (1) | — |" in accuracy
-    assert "runners.train suite=demo model=tiny task=rte scheme=full optimizer=zo_sgd" in accuracy
-    assert " task.alignment=false seed=1" in accuracy
+    assert "| optimizer | toy, alignment=false / full | toy, alignment=true / full | trials |" in accuracy
+    assert "| start (zero-shot) | 50.0 (1) | 60.0 (1) | — |" in accuracy
+    assert "| zo_sgd, q=2 | — | " in accuracy
+    (command,) = [line for line in accuracy.splitlines() if "runners.train" in line]
+    assert "task=toy scheme=full optimizer=zo_sgd" in command
+    assert command.endswith("task.alignment=false optimizer.q=2 seed=1")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
