@@ -2,9 +2,10 @@
 
 import json
 import math
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
+from analysis import overhead
 from analysis.costs import Courses
 from analysis.load import Records
 from analysis.select import Choice, Row, choose
@@ -14,29 +15,33 @@ DISPLAY = ("seed", "out", "device", "progress", "wandb", "save", "force", "data"
 NAMES = ("optimizer", "model", "task", "scheme", "precision", "budget", "suite")
 
 
-def entries(records: Records) -> tuple[list[Row], list[Any]]:
+def entries(records: Records, overheads: overhead.Measured) -> tuple[list[Row], list[Any]]:
     """The entries, best first within a (task, model), as plain JSON values; and the parts of configs that they name.
 
-    Scores are in percent, memory in GiB; what is not known is None. ``config`` maps a key to a place in the second
-    list, since ten thousand entries share few different parts. ``curve``: [forwards, mean, least, most] on dev.
+    ``optimizer`` and ``task`` name the variant, too. Scores are in percent, memory in GiB; what is not
+    known is None. ``config`` maps a key to a place in the second list, since ten thousand entries share few different
+    parts. ``curve``: [forwards, mean, least, most] on dev.
+
+    Args:
+        overheads: what profiles measured.
     """
     choices = [choice for choice in choose(records.runs) if choice.n_seed]
     courses = Courses(records, choices)
     parts: dict[str, int] = {}
-    found = [_entry(choice, courses, parts) for choice in choices]
+    found = [_entry(choice, courses, parts, overheads) for choice in choices]
     found.sort(key=lambda e: (e["task"], e["model"], -e["score"], *(e[name] for name in NAMES)))
     for place, entry in enumerate(found):
         entry["id"] = place
     return found, [json.loads(text) for text in parts]
 
 
-def _entry(choice: Choice, courses: Courses, parts: dict[str, int]) -> Row:
+def _entry(choice: Choice, courses: Courses, parts: dict[str, int], overheads: overhead.Measured) -> Row:
     runs = [courses.runs[run_id] for run_id in choice.run_ids]
     config = json.loads(runs[0]["config"])
     kept = {key: json.dumps(value) for key, value in config.items() if key not in DISPLAY}
     verified = sum(bool(run["verified"]) for run in runs)
     return {
-        **{name: getattr(choice, name) for name in NAMES},
+        **{name: getattr(choice, name) for name in NAMES} | {"optimizer": choice.method, "task": choice.setting},
         "metric": runs[0]["metric"],
         "score": round(100 * choice.test, 3),
         "std": _rounded(100 * choice.test_std, 3),
@@ -49,7 +54,7 @@ def _entry(choice: Choice, courses: Courses, parts: dict[str, int]) -> Row:
         "hardware": courses.shared(choice, "hardware"),
         "memory": _rounded(max(run["peak_train_bytes"] for run in runs) / GIB, 4),
         "memory_kind": courses.shared(choice, "memory_kind"),
-        "overhead": _middle(run["overhead"] for run in runs),
+        "overhead": overhead.of(runs, overheads),
         "trials": choice.n_trial,
         "verified": verified,
         "confirmed": verified == len(runs),
@@ -89,11 +94,6 @@ def _curve(choice: Choice, courses: Courses) -> list[list[float]]:
 
 def _mean(values: Any, digits: int = 3) -> float | None:
     return _rounded(fmean(values), digits)
-
-
-def _middle(values: Any) -> float | None:
-    known = [value for value in values if math.isfinite(value)]
-    return round(median(known), 4) if known else None
 
 
 def _rounded(value: float, digits: int) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis import costs, plan, plots, profile_build, profile_rows, published, render, tables
+from analysis import costs, plan, plots, profile_build, profile_rows, published, render, tables, usage
 from analysis.load import Records, load
 from analysis.select import Choice, choose, rows_of
 
@@ -33,14 +33,14 @@ def write_tables(
     records: Records, choices: list[Choice], out: Path, planned: plan.Plan | None
 ) -> tuple[str, list[Path]]:
     """The accuracy table, and the files written: each table as markdown, CSV and LaTeX."""
-    missing, commands = planned.missing(choices) if planned else ([], [])
+    missing, commands = planned.missing(records.runs) if planned else ([], [])
     courses = costs.Courses(records, choices)
     accuracy = tables.accuracy(records.runs, choices, fill_grid=planned is None)
     written = []
     for name, table in {
         "accuracy": accuracy,
-        "memory": tables.memory(records.runs),
-        "throughput": tables.throughput(records.runs),
+        "memory": usage.memory(records.runs),
+        "throughput": usage.throughput(records.runs),
         "equal_forwards": costs.at_equal_forwards(courses, out.name),
         "equal_seconds": costs.at_equal_seconds(courses, out.name),
         "equal_memory": costs.at_equal_memory(courses, out.name),

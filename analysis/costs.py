@@ -11,8 +11,9 @@ from statistics import fmean, median, stdev
 from analysis.load import Records
 from analysis.render import MISSING, Cell, Section, Table
 from analysis.select import Choice, Row, rows_of
+from analysis.variants import natural
 
-PANEL = ("model", "task", "scheme", "precision", "budget")
+PANEL = ("model", "setting", "scheme", "precision", "budget")
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of what the cheapest run of a panel spent: every method has got so far
 TARGETS = (0.5, 0.9)  # shares of the best method's gain on dev
 GIB = 2**30
@@ -90,17 +91,17 @@ def _at_equal(courses: Courses, axis: str, more: tuple[str, ...], empty: Table, 
         grid = [(c, [courses.best_within(c, axis, level) for level in levels]) for c in choices]
         best = [_best([scores[i] for _, scores in grid]) for i in range(len(levels))]
         rows = [
-            (Cell(c.optimizer), *(_mean(found, best[i]) for i, found in enumerate(scores)), Cell(str(len(c.run_ids))))
+            (Cell(c.method), *(_mean(found, best[i]) for i, found in enumerate(scores)), Cell(str(len(c.run_ids))))
             for c, scores in grid
         ]
         header = ("optimizer", *map(shown, levels), "seeds")
         sections.append(Section(" · ".join(key), header, tuple(rows)))
         data += [
-            (*key, c.optimizer, f"{level:.6g}", *_stats(found))
+            (*key, c.optimizer, c.variant, f"{level:.6g}", *_stats(found))
             for c, scores in grid
             for level, found in zip(levels, scores, strict=True)
         ]
-    columns = (*PANEL, *more, "optimizer", spent, "dev", "dev_std", "n_seed")
+    columns = (*PANEL, *more, "optimizer", "variant", spent, "dev", "dev_std", "n_seed")
     return Table(empty.title, empty.caption, tuple(sections), columns, tuple(data))
 
 
@@ -113,20 +114,22 @@ def at_equal_memory(courses: Courses, suite: str) -> Table:
         seen = courses.best_within(c, "forwards", math.inf)
         if c.n_seed and seen and all(map(math.isfinite, peaks)):
             more = (courses.shared(c, "hardware"), courses.shared(c, "memory_kind"))
-            groups.setdefault((c.model, c.task, c.precision, c.budget, *more), []).append((max(peaks), fmean(seen), c))
+            groups.setdefault((c.model, c.setting, c.precision, c.budget, *more), []).append(
+                (max(peaks), fmean(seen), c)
+            )
     sections, data = [], []
     for key, found in sorted(groups.items(), key=lambda item: item[0]):
         rows = []
-        found.sort(key=lambda each: (each[0], each[2].optimizer, each[2].scheme))
+        found.sort(key=lambda each: (each[0], natural(each[2].method), each[2].scheme))
         best_dev, best = -math.inf, found[0][2]
         for peak, dev, c in found:
             if dev > best_dev:
                 best_dev, best = dev, c
-            named = f"{best.optimizer} / {best.scheme}"
+            named = f"{best.method} / {best.scheme}"
             cells = (f"{peak / GIB:.3f}", f"{100 * dev:.1f}", f"{100 * c.test:.1f}", named, f"{100 * best.test:.1f}")
-            rows.append((Cell(c.optimizer), Cell(c.scheme), *(Cell(text, bold=best is c) for text in cells)))
-            scores = (f"{dev:.6f}", f"{c.test:.6f}", best.optimizer, best.scheme, f"{best.test:.6f}")
-            data.append((*key, c.optimizer, c.scheme, str(int(peak)), *scores))
+            rows.append((Cell(c.method), Cell(c.scheme), *(Cell(text, bold=best is c) for text in cells)))
+            scores = (f"{dev:.6f}", f"{c.test:.6f}", best.optimizer, best.variant, best.scheme, f"{best.test:.6f}")
+            data.append((*key, c.optimizer, c.variant, c.scheme, str(int(peak)), *scores))
         header = ("optimizer", "scheme", "peak train, GiB", "dev", "test", "best within this memory", "its test")
         sections.append(Section(" · ".join(key), header, tuple(rows), n_left=2))
     return Table(
@@ -136,8 +139,8 @@ def at_equal_memory(courses: Courses, suite: str) -> Table:
         "better on dev.",
         tuple(sections),
         (
-            *("model", "task", "precision", "budget", "hardware", "memory_kind", "optimizer", "scheme"),
-            *("peak_train_bytes", "dev", "test", "best_optimizer", "best_scheme", "best_test"),
+            *("model", "setting", "precision", "budget", "hardware", "memory_kind", "optimizer", "variant", "scheme"),
+            *("peak_train_bytes", "dev", "test", "best_optimizer", "best_variant", "best_scheme", "best_test"),
         ),
         tuple(data),
     )
@@ -170,8 +173,8 @@ def time_to_target(courses: Courses, suite: str) -> Table:
                 cells.append(Cell(f"{forwards:,.0f} {n}" if forwards != "" else f"{MISSING} {n}", bold=bold))
                 cells.append(Cell(f"{seconds:.3g}" if seconds != "" else MISSING))
                 values = (f"{m:.6g}" if m != "" else "" for m in (forwards, seconds))
-                data.append((*key, c.optimizer, f"{TARGETS[i]:g}", f"{targets[i]:.6f}", *values, n[1:-1]))
-            rows.append((Cell(c.optimizer), *cells))
+                data.append((*key, c.optimizer, c.variant, f"{TARGETS[i]:g}", f"{targets[i]:.6f}", *values, n[1:-1]))
+            rows.append((Cell(c.method), *cells))
         sections.append(Section(" · ".join(key), ("optimizer", *header), tuple(rows)))
     return Table(
         f"Time to target: {suite}",
@@ -179,7 +182,7 @@ def time_to_target(courses: Courses, suite: str) -> Table:
         "(seeds that reached it), nothing where a seed did not. Targets: half and nine tenths of the way from the "
         "start to the best method's mean dev score, in percent. Fewest forwards in bold.",
         tuple(sections),
-        (*PANEL, "hardware", "optimizer", "share_of_gain", "target_dev", "forwards", "seconds", "reached"),
+        (*PANEL, "hardware", "optimizer", "variant", "share_of_gain", "target_dev", "forwards", "seconds", "reached"),
         tuple(data),
     )
 

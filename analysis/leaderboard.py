@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import board, page, render
+from analysis import board, overhead, page, render
 from analysis.build import find
 from analysis.load import load
 from analysis.render import Cell, Section, Table
@@ -17,7 +17,8 @@ from analysis.select import Row
 EXPLAINED = (
     "Test score in percent: mean ± sample standard deviation over the seeds of the trial with the best mean dev score. "
     "Trials: settings tried. Forwards: a backward counts as two. Overhead: time of a step over that of its bare "
-    "forwards, where it was measured. Verified: runs that were rebuilt from their trajectory and evaluated again."
+    "forwards, of the profile of such a run on the same device, where there is one. Verified: runs that were rebuilt "
+    "from their trajectory and evaluated again."
 )
 
 
@@ -58,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = load(find(args.records))
     for problem in records.problems:
         print(f"left out: {problem}", file=sys.stderr)
-    entries, parts = board.entries(records) if not records.runs.empty else ([], [])
+    entries, parts = (
+        board.entries(records, overhead.measured(args.records / overhead.FOLDER))
+        if not records.runs.empty
+        else ([], [])
+    )
     if not entries:
         print(f"Nothing to show: no completed run in {args.records} or in a folder of it.", file=sys.stderr)
         return 2

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from reprlib import repr as short
 from typing import Any
 
+from analysis import variants
+
 SCHEMA = 1
 COMPLETED = "completed"
 LOST = ("diverged", "oom", "failed")  # tried and came to nothing: a result about the method
@@ -15,15 +17,15 @@ STATUSES = (COMPLETED, *LOST, "skipped", *PENDING)
 
 DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # keys of a config group that change no number
 
-# Settings of a run, beside those of its groups, that tuning may vary; and what they are where nothing is said.
-PLAIN = {"loss": "cross_entropy", "calibration": "none", "start": None}
+# Settings that change what an untrained model scores, and what they are where nothing is said.
+PLAIN = {"calibration": "none", "start": None}
 
 NAMES = ("run_id", "suite", "model", "task", "scheme", "optimizer", "precision", "schedule")
 COUNTS = ("n_forward", "n_backward", "n_jvp", "n_example", "n_token")
 EVAL_NUMBERS = ("n_forward", "n_backward", "n_jvp", "train_s", "eval_s")
 END_NUMBERS = (
     *("chosen_step", "n_step", *COUNTS, "train_s", "eval_s", "rest_s", "first_step_s"),
-    *("peak_train_bytes", "peak_eval_bytes", "overhead"),
+    *("peak_train_bytes", "peak_eval_bytes"),
 )
 
 Row = dict[str, Any]
@@ -34,7 +36,8 @@ class LineError(Exception):
 
 
 def run_line(row: Row) -> Row:
-    """Who the run is. ``point`` is the trial point as JSON: all settings that tuning may vary, so no seed."""
+    """Who the run is. ``point`` is the trial point as JSON: the hyperparameters that were searched. ``settings``:
+    those that make an entry of its own where they differ (`variants`)."""
     if row.get("schema") != SCHEMA:
         raise LineError(f"schema {short(row.get('schema'))}; this version reads schema {SCHEMA}")
     run: Row = {name: text(row, name) for name in NAMES}
@@ -44,22 +47,19 @@ def run_line(row: Row) -> Row:
     hardware, git = _mapping(row, "hardware"), _mapping(row, "git")
     unit, amount, batch_size = text(budget, "unit"), _finite(budget, "amount"), int(_finite(row, "batch_size"))
     optimizer = _settings(config.get("optimizer"))
-    point = {
-        "optimizer": optimizer,
-        "scheme": _settings(config.get("scheme")),
-        "schedule": {"name": run["schedule"], **_settings(config.get("schedule"))},
-        "batch_size": batch_size,
-        **{name: config[name] for name, plain in PLAIN.items() if config.get(name, plain) != plain},
-    }
+    searched = _searched(config)
+    point = {"optimizer": {name: value for name, value in _flat(optimizer).items() if name in searched}}
+    undescribed = _undescribed(config)
+    said = {"batch_size": batch_size, "schedule.name": run["schedule"]}
     return {
         **run, "seed": int(_finite(row, "seed")), "batch_size": batch_size, "metric": text(row, "metric"),
         "budget": f"{_plain(amount)} {unit}", "budget_unit": unit, "budget_amount": amount,
-        "hardware": _hardware(hardware), "git_sha": git.get("sha"), "git_dirty": git.get("dirty"),
+        "hardware": hardware_name(hardware), "git_sha": git.get("sha"), "git_dirty": git.get("dirty"),
         "from_zero_shot": _from_zero_shot(config, optimizer),
         "started": row.get("started"), "point": json.dumps(point, sort_keys=True),
-        "config": _config(config), "command": text(row, "command") if "command" in row else "",
-        "n_train": _number(config["task"], "n_train") if isinstance(config.get("task"), dict) else math.nan,
-        "n_class": _n_class(config.get("task")),
+        "settings": {**variants.settings_of(undescribed, searched), **said}, "config": json.dumps(undescribed),
+        "command": text(row, "command") if "command" in row else "",
+        "n_train": _n_train(config.get("task")), "n_class": _n_class(config.get("task")),
         **numbers(params, ("n_trainable", "n_total")), **numbers(row, ("forwards_per_step",)),
         **{f"hp.{name}": value for name, value in _flat(optimizer).items()},
     }  # fmt: skip
@@ -67,7 +67,7 @@ def run_line(row: Row) -> Row:
 
 def _from_zero_shot(config: Row, optimizer: Row) -> bool:
     """Whether the first evaluation is of the model as it is, with plain prompts and scores."""
-    plain = all(config.get(name, PLAIN[name]) == PLAIN[name] for name in ("calibration", "start"))
+    plain = all(config.get(name, usual) == usual for name, usual in PLAIN.items())
     return plain and not optimizer.get("demonstrations")
 
 
@@ -151,21 +151,31 @@ def _mapping(row: Mapping[str, Any], name: str) -> Row:
     return value
 
 
-def _hardware(hardware: Mapping[str, Any]) -> str:
+def hardware_name(hardware: Mapping[str, Any]) -> str:
     """The device by name; of a CPU, which is named by no more than its architecture, how much of it there was."""
     n_cpu = hardware.get("n_cpu")
     cpus = f", {n_cpu} CPUs" if text(hardware, "device") == "cpu" and n_cpu is not None else ""
     return text(hardware, "name") + cpus
 
 
-def _config(config: Mapping[str, Any]) -> str:
-    """What made the run, as JSON, without what only describes it."""
-    return json.dumps(_undescribed(config))
-
-
 def _undescribed(config: Mapping[str, Any]) -> Row:
+    """What made the run, without what only describes it."""
     kept = {name: value for name, value in config.items() if name not in DESCRIPTIVE}
     return {name: _undescribed(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def _searched(config: Mapping[str, Any]) -> set[str]:
+    """The hyperparameters in the optimizer's grids, whatever the scheme; lr where it names none."""
+    optimizer = config.get("optimizer")
+    grids = optimizer.get("search") if isinstance(optimizer, dict) else None
+    by_scheme = [grid for grid in grids.values() if isinstance(grid, dict)] if isinstance(grids, dict) else []
+    return {name for grid in by_scheme for name in grid} or {"lr"}
+
+
+def _n_train(task: Any) -> float:
+    if not isinstance(task, dict):
+        return math.nan
+    return _number(task, "n_train") if task.get("k_shot") is None else _number(task, "k_shot") * _n_class(task)
 
 
 def _n_class(task: Any) -> float:

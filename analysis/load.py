@@ -19,11 +19,22 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import lines, verification
+from analysis import lines, variants, verification
 from analysis.lines import Row
 
 RUN_COLUMNS = (
-    *(*lines.NAMES, "seed", "budget", "budget_unit", "budget_amount", "batch_size", "point", "metric", "path"),
+    *(
+        *lines.NAMES,
+        "variant",
+        "seed",
+        "budget",
+        "budget_unit",
+        "budget_amount",
+        "batch_size",
+        "point",
+        "metric",
+        "path",
+    ),
     *("started", "git_sha", "git_dirty", "hardware", "n_trainable", "n_total", "forwards_per_step", "from_zero_shot"),
     *("status", "reason", "dev_score", "dev_loss", "test_score", "test_loss"),
     *("start_dev_score", "start_dev_loss", "start_test_score", "start_test_loss"),
@@ -50,6 +61,7 @@ class Records:
     """What a set of records says.
 
     runs: one row a run, ``RUN_COLUMNS`` and one ``hp.<name>`` a hyperparameter; what a run has not said is NaN or None.
+    ``variant``: what tells it from others of its names (`variants`).
     ``verified``: whether `runners.submit` has confirmed just this record and its trajectory.
     evals: one row a (run, step, split), ``EVAL_COLUMNS``.
     """
@@ -87,6 +99,7 @@ def load(paths: Iterable[Path]) -> Records:
             problems.append(Problem(str(path), 0, f"counts as not verified: {why_not}"))
         runs.append({**run, "path": str(path), "verified": verified})
         evals += [{**name, **row} for row in reader.evals.values()]
+    variants.add(runs)
     hyperparameters = sorted({name for run in runs for name in run if name.startswith("hp.")})
     order = ["suite", "model", "task", "scheme", "optimizer", "precision", "budget", "point", "seed", "run_id"]
     return Records(

@@ -17,10 +17,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.load import Records
 from analysis.select import Choice, Row, rows_of
+from analysis.variants import natural
 
-PANEL = ("model", "task", "scheme", "precision", "budget")
-CURVE_COLUMNS = (*PANEL, "optimizer", "split", "step", "forwards", "seconds", "mean", "min", "max", "n_seed")
-POINT_COLUMNS = (*PANEL, "optimizer", "split", "memory", "mean", "min", "max", "n_seed")
+PANEL = ("model", "setting", "scheme", "precision", "budget")
+CURVE_COLUMNS = (*PANEL, "method", "split", "step", "forwards", "seconds", "mean", "min", "max", "n_seed")
+POINT_COLUMNS = (*PANEL, "method", "split", "memory", "mean", "min", "max", "n_seed")
 AXES = {
     "forwards": "forward passes of training",
     "seconds": "seconds of training",
@@ -60,7 +61,7 @@ def curves(records: Records, choices: Iterable[Choice]) -> pd.DataFrame:
     for row in rows_of(records.evals[records.evals["split"] == "dev"]):
         seen.setdefault(row["run_id"], {})[row["step"]] = row
     for choice in choices:
-        named = {name: getattr(choice, name) for name in (*PANEL, "optimizer")}
+        named = {name: getattr(choice, name) for name in (*PANEL, "method")}
         dev = [seen.get(run_id, {}) for run_id in choice.run_ids]
         for step in sorted(set.intersection(*map(set, dev))) if dev else []:
             at = [evaluations[step] for evaluations in dev]
@@ -84,7 +85,7 @@ def points(records: Records, choices: Iterable[Choice]) -> pd.DataFrame:
         peak = max((peaks[run_id] for run_id in choice.run_ids), default=math.nan)
         scores = [score for _, score in choice.by_seed]
         if scores and math.isfinite(peak):
-            named = {name: getattr(choice, name) for name in (*PANEL, "optimizer")}
+            named = {name: getattr(choice, name) for name in (*PANEL, "method")}
             rows.append({**named, "split": "test", "memory": peak / GIB, **_range(scores)})
     return pd.DataFrame(rows, columns=list(POINT_COLUMNS))
 
@@ -111,7 +112,7 @@ def draw(shown: pd.DataFrame, axis: str, title: str) -> Figure:
         n_column = min(3, max(1, len(panels)))
         n_row = max(1, math.ceil(len(panels) / n_column))
         width = max(4.8, 3.3 * n_column)  # inches, as all lengths here
-        looks = _looks(shown["optimizer"])
+        looks = _looks(shown["method"])
         # A legend entry is a line sample, gaps and about 0.08 a letter.
         n_entry = max(1, int(width / (0.85 + 0.08 * max(map(len, looks), default=0))))
         height = 2.6 * n_row + 0.9 + 0.2 * math.ceil(len(looks) / n_entry)
@@ -145,8 +146,8 @@ def draw(shown: pd.DataFrame, axis: str, title: str) -> Figure:
 
 
 def _draw_panel(ax: Axes, panel: pd.DataFrame, axis: str, looks: dict[str, dict[str, Any]]) -> None:
-    for optimizer, look in looks.items():
-        mine = panel[panel["optimizer"] == optimizer]
+    for method, look in looks.items():
+        mine = panel[panel["method"] == method]
         if mine.empty:
             continue
         dev, test = mine[mine["split"] == "dev"], mine[mine["split"] == "test"]
@@ -164,7 +165,7 @@ def _draw_panel(ax: Axes, panel: pd.DataFrame, axis: str, looks: dict[str, dict[
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
-def _looks(optimizers: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour, dash and marker of each name: the same in every figure, whoever else is in it.
 
     Only where two hashed names fall on one look does the later of them move on to the next free one.
@@ -172,7 +173,7 @@ def _looks(optimizers: Iterable[str]) -> dict[str, dict[str, Any]]:
     n_hashed = len(COLOURS) * len(DASHES) - len(FIXED)
     taken: set[int] = set()
     looks = {}
-    for name in sorted(set(optimizers)):
+    for name in sorted(set(methods), key=natural):
         place = crc32(name.encode())
         tries = (len(FIXED) + (place + shift) % n_hashed for shift in range(n_hashed))
         look = FIXED.index(name) if name in FIXED else next((each for each in tries if each not in taken), len(FIXED))

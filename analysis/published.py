@@ -15,6 +15,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
+from analysis import variants
 from analysis.lines import COMPLETED
 from analysis.render import MISSING, Cell, Section, Table
 from analysis.select import Choice, Row, rows_of
@@ -102,24 +103,26 @@ def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, s
             said = Ours(text, value, of["n_train"], of["n_class"])
             found.setdefault((method, of["task"], of["model"], scheme, metric), []).append(said)
 
-    starts: dict[tuple[str, str, str], list[Row]] = {}
+    starts: dict[tuple[str, str, str, str], list[Row]] = {}
     for run in runs:
         if run["metric"] in SCORES and math.isfinite(run["start_test_score"]):
-            starts.setdefault((run["model"], run["task"], run["metric"]), []).append(run)
-    for (_, _, metric), group in starts.items():
+            starts.setdefault(
+                (run["model"], run["task"], run["metric"], variants.setting("", run["variant"])), []
+            ).append(run)
+    for (_, _, metric, shown), group in starts.items():
         mean = 100 * fmean(run["start_test_score"] for run in group)
-        add(ZERO_SHOT, "", metric, group[0], mean, f"{mean:.1f}")
+        add(ZERO_SHOT, "", metric, group[0], mean, f"{mean:.1f}{shown}")
     for choice in choices:
         done = [by_id[run_id] for run_id in choice.run_ids]
         if not done:
             continue
-        where = f"{choice.budget}, {choice.precision}"
+        where = variants.said(f"{choice.budget}, {choice.precision}", choice.variant)
         if done[0]["metric"] in SCORES:
             spread = "" if math.isnan(choice.test_std) else f" ± {100 * choice.test_std:.1f}"
             text = f"{100 * choice.test:.1f}{spread} ({choice.n_seed}; {where})"
             add(choice.optimizer, choice.scheme, done[0]["metric"], done[0], 100 * choice.test, text)
         peak = max(run["peak_train_bytes"] for run in done) / 1e9
-        batch = f"batch {done[0]['batch_size']}, {done[0]['hardware']}"
+        batch = variants.said(f"batch {done[0]['batch_size']}, {done[0]['hardware']}", choice.variant)
         add(choice.optimizer, choice.scheme, "memory_gb", done[0], peak, f"{peak:.1f} ({batch})")
         steps = [r["train_s"] / r["n_step"] for r in done if r["status"] == COMPLETED and r["n_step"] > 0]
         pace = median(steps) if steps else math.nan

@@ -1,8 +1,8 @@
 """The protocol: which trial of a method is reported, decided on dev scores alone.
 
-A *group* is what a method is asked to do (``GROUP``). A *trial point* is everything that tuning may vary: the
-optimizer's hyperparameters, and the settings of scheme, schedule and batch size. Runs of one point differ by seed. In
-each group the point with the best mean dev score wins, and only its test scores are reported.
+A *group* is what a method is asked to do (``GROUP``), its variant being whatever else of its settings is not searched
+(`variants`). A *trial point* is what was searched: a value of each of these hyperparameters. Runs of one point differ
+by seed. In each group the point with the best mean dev score wins, and only its test scores are reported.
 
 Tuning is often done with fewer seeds than the winner is run with, so points are compared on the seeds that all of them
 have: else a winner's later seeds would count against it.
@@ -16,9 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import variants
 from analysis.lines import COMPLETED, LOST
 
-GROUP = ("suite", "model", "task", "scheme", "optimizer", "precision", "budget")
+GROUP = ("suite", "model", "task", "scheme", "optimizer", "variant", "precision", "budget")
 TEST_COLUMNS = ("test_score", "test_loss", "start_test_score", "start_test_loss")
 
 Row = dict[str, Any]
@@ -42,6 +43,7 @@ class Choice:
     task: str
     scheme: str
     optimizer: str
+    variant: str
     precision: str
     budget: str
     status: str
@@ -57,13 +59,27 @@ class Choice:
     n_lost: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def method(self) -> str:
+        """Its name in tables."""
+        return variants.method(self.optimizer, self.variant)
+
+    @property
+    def setting(self) -> str:
+        """The task's name in tables."""
+        return variants.setting(self.task, self.variant)
+
 
 def choose(runs: pd.DataFrame) -> list[Choice]:
     """One choice a group, sorted by group."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for run in rows_of(runs):  # at once: a frame a group would take as long as all the rest
         groups.setdefault(tuple(run[name] for name in GROUP), []).append(run)
-    return [_choose(dict(zip(GROUP, key, strict=True)), group) for key, group in sorted(groups.items())]
+    return [_choose(dict(zip(GROUP, key, strict=True)), group) for key, group in sorted(groups.items(), key=_order)]
+
+
+def _order(item: tuple[tuple[str, ...], list[Row]]) -> list[Any]:
+    return [variants.natural(part) if name == "variant" else part for name, part in zip(GROUP, item[0], strict=True)]
 
 
 def _choose(group: dict[str, Any], runs: list[Row]) -> Choice:
@@ -132,8 +148,7 @@ def _completed(runs: list[Row]) -> list[Row]:
 def _without_twins(runs: list[Row]) -> tuple[list[Row], tuple[str, ...]]:
     """Keeps one run a (point, seed): the one with an outcome, then the one started last.
 
-    Twins differ in a setting outside the trial point (say the number of dev examples); averaging them would count one
-    seed twice.
+    Twins differ in what makes no variant (say where the data lay); averaging them would count one seed twice.
     """
     kept: dict[tuple[str, int], Row] = {}
     notes = []
@@ -149,3 +164,16 @@ def _without_twins(runs: list[Row]) -> tuple[list[Row], tuple[str, ...]]:
 def rows_of(frame: pd.DataFrame) -> list[Row]:
     """The rows of a frame, one dictionary each."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def by(runs: list[Row], names: tuple[str, ...]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Runs by their values of these names, in the order of these."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for run in runs:
+        # NaN differs from itself and would make a group of each run.
+        groups.setdefault(tuple("" if run[name] != run[name] else run[name] for name in names), []).append(run)
+    return sorted(groups.items(), key=_by_value)
+
+
+def _by_value(item: tuple[tuple[Any, ...], list[Row]]) -> list[Any]:
+    return [(1, variants.natural(part)) if isinstance(part, str) else (0, part) for part in item[0]]

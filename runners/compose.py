@@ -100,6 +100,9 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
             continue
         problem = _form_problem(override) or _group_problem(override)
         problems.append(problem) if problem else kept.append(override)
+    if not problems and all(o.package is None for o in kept):
+        with contextlib.suppress(HydraException, OmegaConfBaseException):  # mostly nothing is wrong
+            return _resolved(_composed([_text(o) for o in kept]))
     chosen = [o for o in kept if o.key_or_group in schema.GROUPS]
     groups = [_text(o) for o in chosen if o.package is None]
     for override in (o for o in chosen if o.package is not None):
@@ -121,12 +124,18 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
         misfits = {text: found for text in good if text not in groups and (found := _misfit([*groups, text]))}
         problems += misfits.values()
         composed = _composed([text for text in good if text not in misfits])
+    resolved, unresolved = _resolved(composed)
+    return resolved, [*problems, *unresolved]
+
+
+def _resolved(composed: DictConfig) -> tuple[dict[str, Any] | None, list[str]]:
+    """The composed config without interpolations, and what is wrong with these."""
     try:
         resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        return None, [*problems, _interpolation_problem(error)]
+        return None, [_interpolation_problem(error)]
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}, problems
+    return {str(key): value for key, value in resolved.items()}, []
 
 
 def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:

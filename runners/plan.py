@@ -1,74 +1,72 @@
-"""Write down what a suite means to run, so that its tables can say what is missing.
-
-    python -m runners.plan suite=lab [scale=lab] [out=results/lab] [key=value ...]
-
-Writes OUT/plan.json. Overrides other than ``suite``, ``scale`` and ``out`` apply to every run, as they do for
-runners.sweep.
-"""
+"""What a suite means to run, written beside its records, so that its tables can say what is missing."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runners.compose import compose
-from runners.multirun import expand
-from runners.suite import last_of_each, load
-from zobench.config import ConfigError
+from runners.suite import SEED, Point
+from zobench.lock import FOLDER
 
-OWN = ("suite", "scale", "out")
+NAME = "plan.json"
 NAMES = ("model", "task", "scheme", "optimizer", "precision")
 
 
-def main() -> None:
-    if any(a in ("-h", "--help") for a in sys.argv[1:]):
-        print(__doc__)
-        sys.exit(0)
-    try:
-        print(f"wrote {plan(sys.argv[1:])}")
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
+def write(folder: Path, command: str, points: Iterable[Point]) -> Path:
+    """Write ``plan.json`` into a suite's folder, whole or not at all.
 
+    A cell a kind of run: its names and budget, and under ``settings`` what else tells it from the others of these.
 
-def plan(arguments: Sequence[str]) -> Path:
-    """Write the plan of a suite.
+    Args:
+        command: that runs the suite.
+        points: one of each kind of run.
 
     Raises:
-        ConfigError: with the problems of all its runs.
+        OSError: it cannot be written.
     """
-    own = dict(a.partition("=")[::2] for a in arguments if a.split("=")[0] in OWN)
-    more = [a for a in arguments if a.split("=")[0] not in OWN]
-    suite, folder = load(own.get("suite", ""), own.get("scale"))
-    configs, problems = [], []
-    for kind in (kind for line in suite.runs for kind in expand(line)):
-        config, found = compose(last_of_each([*suite.common, *kind, *more]))
-        problems += found
-        configs += [] if config is None else [config]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    said = [a for a in arguments if a.split("=")[0] != "out"]
-    return write(Path(own.get("out", folder)), " ".join(["python -m runners.sweep", *said]), configs)
-
-
-def write(folder: Path, command: str, configs: Iterable[Mapping[str, Any]]) -> Path:
-    """Write ``plan.json`` into a suite's folder; ``command`` runs the suite, ``configs`` are of its runs, resolved."""
-    cells = []
-    for config in configs:
-        amount, unit = float(config["budget"]["amount"]), config["budget"]["unit"]
-        shown = int(amount) if amount.is_integer() else amount
-        cell = {name: config[name]["name"] for name in NAMES} | {"budget": f"{shown} {unit}"}
-        cells += [] if cell in cells else [cell]
-    path = folder / "plan.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(json.dumps(_names(point)), []).append(point)
+    cells = [cell for group in groups.values() for cell in _cells(group)]
     lines = ",\n".join(f"    {json.dumps(cell)}" for cell in cells)
-    path.write_text(f'{{\n  "command": {json.dumps(command)},\n  "cells": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
+    path = folder / NAME
+    unfinished = folder / FOLDER / f"{NAME}.{os.getpid()}"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        text = f'{{\n  "command": {json.dumps(command)},\n  "cells": [\n{lines}\n  ]\n}}\n'
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path
 
 
-if __name__ == "__main__":
-    main()
+def _names(point: Point) -> dict[str, str]:
+    config = point.spec.config
+    amount, unit = float(config["budget"]["amount"]), config["budget"]["unit"]
+    budget = f"{int(amount) if amount.is_integer() else amount} {unit}"
+    return {name: config[name]["name"] for name in NAMES} | {"budget": budget}
+
+
+def _cells(group: Sequence[Point]) -> list[dict[str, Any]]:
+    """Of the kinds of one name, those that differ in what is overridden; only what differs is said."""
+    keys = sorted({text.split("=")[0] for point in group for text in point.overrides if not text.endswith(f"={SEED}")})
+    settings = [{key: _value(point, key) for key in keys} for point in group]
+    differing = [key for key in keys if any(each[key] != settings[0][key] for each in settings)]
+    cells = []
+    for point, each in zip(group, settings, strict=True):
+        told = {key: each[key] for key in differing}
+        cell = {**_names(point), **({"settings": told} if told else {})}
+        cells += [] if cell in cells else [cell]
+    return cells
+
+
+def _value(point: Point, key: str) -> Any:
+    """What a config says in a place; None where it has none, and its name of a group."""
+    node: Any = point.spec.config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node.get("name") if isinstance(node, dict) else node

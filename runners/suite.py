@@ -2,9 +2,9 @@
 
 scale: lab                  # where none is asked for
 common: [task=sst2]         # overrides of every run
-runs:                       # more overrides; each line a grid in the syntax of Hydra's multirun
-  - [optimizer=zo_sgd,adamw, scheme=full,lora]
-seeds: [1, 2, 3]            # of the final runs
+runs:                       # more overrides; each line, with what is common, a grid in the syntax of Hydra's multirun
+  - ["optimizer=zo_sgd,adamw", "scheme=full,lora"]
+seeds: [1, 2, 3]            # of the final runs; task.data_seed=${seed} draws the data anew with each
 tune_seeds: [1]             # of the search over each optimizer's own grid, empty for no search
 scales:                     # those of paper, lab, smoke that there are; each adds to common, and replaces the rest
   paper: {common: [model=opt-1.3b]}
@@ -23,7 +23,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runners.compose import CONF, check, compose
+from runners.compose import CONF, check, compose, spec_from
 from runners.multirun import expand
 from zobench.config import ConfigError, unknown
 from zobench.run import RunSpec
@@ -31,7 +31,11 @@ from zobench.train import record_path
 
 SUITES = CONF / "suite"
 SCALES = ("paper", "lab", "smoke")
-SHOWN = ("model", "task", "scheme", "optimizer", "precision", "seed")  # of the overrides, in a run's label
+SHOWN = (  # of the overrides, in a run's label
+    *("model", "task", "scheme", "optimizer", "precision", "seed", "batch_size", "loss", "start"),
+    *("task.alignment", "task.k_shot"),
+)
+SEED = "${seed}"  # the value of an override that follows the run's seed
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,21 @@ class Point:
     overrides: tuple[str, ...]
     spec: RunSpec
 
+    def is_named(self, options: Sequence[str]) -> bool:
+        """Whether an override chooses one of these options."""
+        return any(text.split("=")[-1] in options for text in self.overrides)
+
     def run(self, seed: int) -> Run:
-        spec = replace(self.spec, seed=seed, config={**self.spec.config, "seed": seed})
-        return Run((*self.overrides, f"seed={seed}"), spec)
+        overrides = tuple(text.replace(SEED, str(seed)) for text in self.overrides)
+        config = {**self.spec.config, "seed": seed}
+        if overrides == self.overrides:
+            return Run((*overrides, f"seed={seed}"), replace(self.spec, seed=seed, config=config))
+        config = copy.deepcopy(config)
+        for text in self.overrides:
+            key, _, value = text.partition("=")
+            if value == SEED:
+                _set(config, key, seed)
+        return Run((*overrides, f"seed={seed}"), spec_from(config))
 
     def runs(self, seeds: Iterable[int]) -> list[Run]:
         return [self.run(seed) for seed in seeds]
@@ -118,21 +134,18 @@ def load(name: str, scale: str | None) -> tuple[Suite, str]:
     return Suite(**merged), f"results/{name}" if chosen == own else f"results/{name}_{chosen}"
 
 
-def points_of(suite: Suite, out: str, more: Sequence[str], only: Sequence[str] = ()) -> list[list[Point]]:
+def points_of(suite: Suite, out: str, more: Sequence[str]) -> list[list[Point]]:
     """The points of each kind of run: those of the optimizer's grid for its scheme where there is a search, else one.
 
     Args:
         out: folder of the records.
         more: overrides that every run takes in the end.
-        only: keep the runs that name one of these options; empty for all.
 
     Raises:
         ConfigError: with the problems of all runs.
     """
-    kinds = [kind for line in suite.runs for kind in expand(line)]
-    if only:
-        kinds = [kind for kind in kinds if any(o.split("=")[-1] in only for o in kind)]
-    asked = [last_of_each([f"out={out}", *suite.common, *kind, *more, "progress=false"]) for kind in kinds]
+    lines = [last_of_each([f"out={out}", *suite.common, *line, *more, "progress=false"]) for line in suite.runs]
+    asked = [kind for line in lines for kind in expand(line)]
     problems: list[str] = []
     found = [_points(overrides, bool(suite.tune_seeds), problems) for overrides in asked]
     searched = [(points, kind) for points, kind in zip(found, asked, strict=True) if _trains(points)]

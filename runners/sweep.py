@@ -7,7 +7,8 @@ conf/suite/<name>.yaml says what the runs are. ``jobs`` run at a time: on this m
 one a GPU, on a cluster (``launcher=slurm``) as many as it lets. ``dry_run=true`` says what would be run, what is done
 already and what it would cost. ``only``: of the suite's runs those that name one of the texts, such as
 only=zo_adam,zo_adamw. Other key=value pairs override every run. Records lie in results/<suite>/, or wherever out= says.
-A run whose record is complete is not repeated: start the same command again and only what is missing runs.
+A run whose record is complete is not repeated: start the same command again and only what is missing runs. What the
+suite means to run is written down beside the records (plan.json), for tables to say what is missing.
 
 Exit codes: 0 every run has a result (diverged and out of memory are results), 1 a run could not go on, 2 the suite
 cannot be run, 130 stopped by hand.
@@ -16,6 +17,7 @@ cannot be run, 130 stopped by hand.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -23,6 +25,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from runners import plan
 from runners.choice import choose, has_result
 from runners.dry_run import dry_run
 from runners.job import Ended, note_failure
@@ -65,8 +68,8 @@ def sweep(arguments: Sequence[str]) -> int:
     options = [a.removeprefix("launcher.") for a in arguments if a.startswith("launcher.")]
     more = [a for a in arguments if a.split("=")[0] not in OWN and not a.startswith("launcher.")]
     suite, out = _suite(own, more)
-    only = [text for text in own.get("only", "").split(",") if text]
-    points = points_of(suite, out, more, only)
+    all_points = points_of(suite, out, more)
+    points = [kind for kind in all_points if "only" not in own or kind[0].is_named(own["only"].split(","))]
     if not points:
         raise ConfigError([f"only={own['only']}: no run of suite {own['suite']} names it"])
     folder = Path(points[0][0].spec.config["out"])
@@ -75,6 +78,11 @@ def sweep(arguments: Sequence[str]) -> int:
     launch = Launch(own.get("launcher", "local"), options, int(own["jobs"]) if "jobs" in own else None, folder)
     _writable(folder)
     view = View(console())
+    said = [a for a in arguments if a.split("=")[0] in ("suite", "scale") or a in more]
+    try:
+        plan.write(folder, f"python -m runners.sweep {shlex.join(said)}", [kind[0] for kind in all_points])
+    except OSError as error:
+        view.say(f"note: {folder / plan.NAME} is not written ({error.strerror}); tables will not know what is missing")
     sweeping = Sweep(suite, launch, view)
     with view.watching():
         whole = sweeping.run(points)

@@ -40,7 +40,7 @@ def measure(folder: Path, n: int) -> tuple[float, float]:
         build.write_figures(part, choose(part.runs), to)
     _say("figures", begun)
     begun = _now()
-    entries, parts = board.entries(found)
+    entries, parts = board.entries(found, {})
     text = page.html(entries, parts, "")
     _say(f"leaderboard of {len(entries):,} entries, {len(text) / 1e6:.1f} MB", begun)
     return seconds, peak

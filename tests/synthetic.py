@@ -34,7 +34,13 @@ def write(folder: Path, n: int) -> None:
 def _rows(rng: random.Random, names: dict[str, str], lr: float, seed: int, place: int) -> list[dict[str, Any]]:
     names = {**names, "precision": "fp32"}
     config: dict[str, Any] = {group: {"name": name, "_target_": f"zobench.{group}.It"} for group, name in names.items()}
-    config["optimizer"] |= {"lr": lr, "zo_eps": 1e-3, "q": 1, "weight_decay": 0.0}
+    config["optimizer"] |= {
+        "lr": lr,
+        "zo_eps": 1e-3,
+        "q": 1,
+        "weight_decay": 0.0,
+        "search": {"full": {"lr": list(LRS)}},
+    }
     config["task"] |= {"n_train": 1000, "n_dev": 500, "n_test": 1000, "words": ["terrible", "great"]}
     said = " ".join(f"{group}={name}" for group, name in names.items())
     head = {

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import build, plots, render, tables
+from analysis import build, plots, render, tables, usage
 from analysis.load import Records, load
 from analysis.select import Choice, choose
 
@@ -28,7 +28,8 @@ def run_line(**fields: Any) -> Row:
         "versions": {}, "forwards_per_step": 2, "started": "2025-01-01T00:00:00",
     }  # fmt: skip
     row |= fields
-    described = {"name": row["optimizer"], "_target_": "x.Y", "paper": "url", "search": {"lr": [1, 2]}, "notes": "text"}
+    described = {"name": row["optimizer"], "_target_": "x.Y", "paper": "url", "notes": "text"}
+    described["search"] = {"full": {"lr": [1, 2]}}
     described["recommended"] = {"full": {"lr": 1}}
     return row | {"config": {"optimizer": {**hyperparameters, **described}, "seed": row["seed"]}}
 
@@ -288,18 +289,139 @@ def test_a_seed_run_twice_counts_once(tmp_path: Path) -> None:
     assert choice.notes == ("runs old and new are the same trial and seed: the last counts",)
 
 
-def test_batch_size_and_scheme_settings_make_points_but_the_seed_does_not(tmp_path: Path) -> None:
-    for name, config in {
-        "a": {"optimizer": {"lr": 1, "seed": 1}, "scheme": {"r": 8}},
-        "b": {"optimizer": {"lr": 1, "seed": 2}, "scheme": {"r": 8}},
-        "c": {"optimizer": {"lr": 1}, "scheme": {"r": 4}},
-    }.items():
-        write(tmp_path, run_line(run_id=name, seed=1 + (name == "b")) | {"config": config}, end_line())
-    write(tmp_path, run_line(run_id="d", batch_size=32) | {"config": {"optimizer": {"lr": 1}}}, end_line())
-    runs = read(tmp_path).runs
-    point = dict(zip(runs["run_id"], runs["point"], strict=True))
-    assert point["a"] == point["b"]
-    assert len(set(point.values())) == 3
+# --- variants --------------------------------------------------------------------------------------------------------
+
+
+def variant_run(
+    folder: Path, run_id: str, dev: float = 0.8, test: float = 0.7, start: float = 0.5, **fields: Any
+) -> None:
+    """A completed run; ``fields`` with a dot are leaves of its config, others of its run line."""
+    head = run_line(run_id=run_id, **{name: value for name, value in fields.items() if "." not in name})
+    for place, value in fields.items():
+        group, _, leaf = place.partition(".")
+        if leaf:
+            head["config"].setdefault(group, {})[leaf] = value
+    scores = {split: {"accuracy": start, "loss": 1.0} for split in ("dev", "test")}
+    write(
+        folder, head, eval_line(0, "dev", start), eval_line(200, "dev", dev), end_line(dev=dev, test=test, start=scores)
+    )
+
+
+def test_runs_that_differ_in_what_is_not_searched_are_not_trials_of_one(tmp_path: Path) -> None:
+    """The prompt makes the worse entry of the two no worse trial of the better; lr is searched within each."""
+    for aligned, better in ((True, 0.2), (False, 0.1)):
+        for lr in (0.1, 0.2):
+            for seed in (1, 2):
+                score = {"dev": 0.5 + 0.2 * aligned + 0.1 * (lr == better), "test": 0.4 + 0.2 * aligned}
+                variant_run(tmp_path, f"{aligned}{lr}{seed}", lr=lr, seed=seed, **{"task.alignment": aligned}, **score)
+    without, aligned = choose(read(tmp_path).runs)
+    assert (without.variant, aligned.variant) == ("task.alignment=false", "task.alignment=true")
+    assert {without.method, aligned.method} == {"zo_sgd"}
+    assert (without.setting, aligned.setting) == ("toy, alignment=false", "toy, alignment=true")
+    assert (without.n_trial, without.n_seed, aligned.n_trial, aligned.n_seed) == (2, 2, 2, 2)
+    assert (without.test, aligned.test) == (pytest.approx(0.4), pytest.approx(0.6))
+    assert [json.loads(c.point or "")["optimizer"]["lr"] for c in (without, aligned)] == [0.1, 0.2]
+
+
+def test_a_row_says_what_differs_only_where_it_does(tmp_path: Path) -> None:
+    for q in (1, 2, 16):
+        variant_run(tmp_path, f"q{q}", **{"optimizer.q": q, "task.n_dev": 500})
+    variant_run(tmp_path, "adamw", optimizer="adamw", batch_size=8, **{"optimizer.q": 1})
+    variant_run(tmp_path, "lora", scheme="lora", **{"optimizer.q": 1, "optimizer.zo_eps": 0.01})
+    assert [(c.method, c.scheme) for c in choose(read(tmp_path).runs)] == [
+        ("adamw", "full"),
+        *[(f"zo_sgd, q={q}", "full") for q in (1, 2, 16)],  # by number, not by letter
+        ("zo_sgd", "lora"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "shown"),
+    [
+        ("batch_size", (8, 16), ["batch_size=8", "batch_size=16"]),
+        ("schedule", ("constant", "linear"), ["schedule=constant", "schedule=linear"]),
+        ("optimizer.zo_eps", (1e-3, 1e-5), ["zo_eps=1e-05", "zo_eps=0.001"]),
+        ("optimizer.mask", (None, "random"), ["mask=null", "mask=random"]),
+        ("scheme.r", (4, 8), ["r=4", "r=8"]),
+        (
+            "model.gradient_checkpointing",
+            (True, False),
+            ["gradient_checkpointing=false", "gradient_checkpointing=true"],
+        ),
+        ("optimizer.betas", ([0.9, 0.999], [0.9, 0.99]), ["betas=[0.9, 0.99]", "betas=[0.9, 0.999]"]),
+    ],
+)
+def test_what_makes_a_variant(tmp_path: Path, place: str, values: tuple[Any, Any], shown: list[str]) -> None:
+    for i, value in enumerate(values):
+        variant_run(tmp_path, f"r{i}", **{place: value})
+    assert sorted(c.method for c in choose(read(tmp_path).runs)) == sorted(f"zo_sgd, {text}" for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [
+        ("lr", (0.1, 0.2)),
+        ("seed", (1, 2)),
+        ("model.path", ("a", "b")),
+        ("data.root", ("a", "b")),
+        ("wandb.mode", ("off", "offline")),
+        ("optimizer.notes", ("a", "b")),
+        ("optimizer.weight_decay", (0, 0.0)),
+    ],
+)
+def test_what_makes_none(tmp_path: Path, place: str, values: tuple[Any, Any]) -> None:
+    for i, value in enumerate(values):
+        variant_run(tmp_path, f"r{i}", **{place: value})
+    assert only(tmp_path).method == "zo_sgd"
+
+
+def test_a_setting_that_older_records_do_not_know_makes_none(tmp_path: Path) -> None:
+    variant_run(tmp_path, "old", seed=1)
+    variant_run(tmp_path, "new", seed=2, **{"optimizer.sides": "two"})
+    assert only(tmp_path).n_seed == 2
+
+
+def test_the_seed_of_the_data_makes_one_unless_it_is_that_of_the_run(tmp_path: Path) -> None:
+    for seed in (13, 21):
+        variant_run(tmp_path / "drawn", f"r{seed}", seed=seed, **{"task.data_seed": seed})
+        variant_run(tmp_path / "other", f"r{seed}", seed=1, **{"task.data_seed": seed})
+    assert (only(tmp_path / "drawn").method, only(tmp_path / "drawn").n_seed) == ("zo_sgd", 2)
+    assert [c.setting for c in choose(read(tmp_path / "other").runs)] == ["toy, data_seed=13", "toy, data_seed=21"]
+
+
+def test_what_tells_no_more_is_not_said(tmp_path: Path) -> None:
+    for k, n_dev in ((16, 32), (512, 1024)):
+        variant_run(tmp_path, f"k{k}", **{"task.k_shot": k, "task.n_dev": n_dev})
+    variant_run(
+        tmp_path, "adamw", optimizer="adamw", **{"task.k_shot": 16, "task.n_dev": 32}
+    )  # told of the task for all
+    assert [(c.method, c.setting) for c in choose(read(tmp_path).runs)] == [
+        ("adamw", "toy, k_shot=16"),
+        ("zo_sgd", "toy, k_shot=16"),
+        ("zo_sgd", "toy, k_shot=512"),
+    ]
+
+
+def test_every_table_names_the_variants(tmp_path: Path) -> None:
+    """What is shown in the columns, whose models start as they are shown it; what is done in the rows."""
+    for aligned in (True, False):
+        for q in (1, 2):
+            said = {"task.alignment": aligned, "optimizer.q": q}
+            variant_run(tmp_path / "demo", f"r{aligned}{q}", start=0.5 + 0.1 * aligned, **said)
+    (tmp_path / "demo/rFalse2.jsonl").unlink()
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    for name in ("accuracy", "memory", "throughput", "equal_forwards", "equal_seconds", "equal_memory"):
+        text = (tmp_path / "demo/tables" / f"{name}.md").read_text()
+        assert "zo_sgd, q=2" in text, name
+        assert "toy, alignment=false" in text, name
+        assert ",task.alignment=true optimizer.q=2," in (tmp_path / "demo/tables" / f"{name}.csv").read_text(), name
+    accuracy = (tmp_path / "demo/tables/accuracy.md").read_text()
+    assert "| optimizer | toy, alignment=false / full | toy, alignment=true / full | trials |" in accuracy
+    assert "| start (zero-shot) | 50.0 (1) | 60.0 (1) | — |" in accuracy
+    assert "| zo_sgd, q=2 | — | " in accuracy
+    (command,) = [line for line in accuracy.splitlines() if "runners.train" in line]
+    assert "task=toy scheme=full optimizer=zo_sgd" in command
+    assert command.endswith("task.alignment=false optimizer.q=2 seed=1")
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -349,9 +471,9 @@ def test_statuses_show_where_nothing_else_is_known(tmp_path: Path) -> None:
     (section,) = accuracy(tmp_path).sections
     assert [row[1].text for row in section.rows[1:]] == ["diverged/oom", "incomplete", "skipped", "preempted"]
     assert [command.split("optimizer=")[1][0] for command in section.commands] == ["b", "d"]
-    (section,) = tables.memory(read(tmp_path).runs).sections
+    (section,) = usage.memory(read(tmp_path).runs).sections
     assert [row[7].text for row in section.rows] == ["diverged/oom", "incomplete", "skipped", "preempted"]
-    (section,) = tables.throughput(read(tmp_path).runs).sections
+    (section,) = usage.throughput(read(tmp_path).runs).sections
     assert [row[7].text for row in section.rows] == ["diverged/oom", "incomplete", "skipped", "preempted"]
 
 
@@ -377,27 +499,27 @@ def test_precisions_and_budgets_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_memory_is_the_largest_peak(suite: Path) -> None:
-    table = tables.memory(read(suite).runs)
+    table = usage.memory(read(suite).runs)
     text = render.markdown(table)
     names = "fp32 | x86_64, 2 CPUs | process_rss | 16"
     assert f"| toy | full | adamw | {names} | 3.000 | 0.500 | 1,200 | 5,000 | 3 |" in text
     assert "| rte | full | zo_sgd | fp32 | x86_64, 2 CPUs | — | 16 | oom | — | 1,200 | 5,000 | 0 |" in text
     csv = render.csv_text(table.columns, table.data)
     assert (
-        'tiny,toy,full,adamw,fp32,"x86_64, 2 CPUs",16,process_rss,completed,3221225472,536870912,1200,5000,3\n' in csv
+        'tiny,toy,full,adamw,,fp32,"x86_64, 2 CPUs",16,process_rss,completed,3221225472,536870912,1200,5000,3\n' in csv
     )
 
 
 def test_throughput_leaves_out_the_first_step(suite: Path) -> None:
     # 200 steps after the first in 22 - 2 = 20 s: 100 ms each, with 6432 / 201 = 32 examples and 320 tokens a step.
-    text = render.markdown(tables.throughput(read(suite).runs))
+    text = render.markdown(usage.throughput(read(suite).runs))
     assert "| batch | ms/step | forwards/step | examples/s | tokens/s | train s | eval s | rest s | runs |" in text
     assert "400 forwards | x86_64, 2 CPUs | 16 | 100.00 | 2.00 | 320.0 | 3200 | 22.0 | 3.0 | 1.0 | 4 |" in text
 
 
 def test_a_run_of_one_step_has_no_speed(tmp_path: Path) -> None:
     write(tmp_path, run_line(), end_line(n_step=1))
-    text = render.markdown(tables.throughput(read(tmp_path).runs))
+    text = render.markdown(usage.throughput(read(tmp_path).runs))
     assert "| 16 | — | 402.00 | — | — | 22.0 |" in text
 
 
@@ -408,7 +530,7 @@ def test_markdown_and_latex_escape_names(tmp_path: Path) -> None:
     assert "<script>" not in text
     assert r"a\textbar{}b\textless{}script\textgreater{}\&\_x\_ & 70.0 (1) & 1 \\" in tex
     assert r"50\%\_\$q\$ / full" in tex
-    assert render.latex(tables.memory(read(tmp_path).runs)).count(r"\toprule") == 1
+    assert render.latex(usage.memory(read(tmp_path).runs)).count(r"\toprule") == 1
 
 
 def test_latex_is_booktabs(suite: Path) -> None:
@@ -506,17 +628,20 @@ def test_build_goes_on_past_unreadable_records(tmp_path: Path, capsys: pytest.Ca
 
 def test_analysis_imports_one_way_and_nothing_heavy() -> None:
     allowed = {
-        "lines": set(),
+        "lines": {"variants"},
+        "variants": set(),
         "verification": set(),
         "paired": set(),
-        "load": {"lines", "verification"},
-        "select": {"lines"},
+        "load": {"lines", "variants", "verification"},
+        "select": {"lines", "variants"},
         "render": set(),
-        "plan": {"lines", "select"},
-        "tables": {"lines", "paired", "render", "select"},
-        "costs": {"load", "render", "select"},
-        "published": {"lines", "render", "select"},
-        "plots": {"load", "select"},
+        "plan": {"lines", "select", "variants"},
+        "tables": {"lines", "numbers", "paired", "render", "select", "variants"},
+        "usage": {"lines", "numbers", "render", "select", "variants"},
+        "numbers": {"render"},
+        "costs": {"load", "render", "select", "variants"},
+        "published": {"lines", "render", "select", "variants"},
+        "plots": {"load", "select", "variants"},
         "profile_rows": {"load"},
         "profile_tables": {"profile_rows", "render"},
         "profile_fits": {"profile_rows", "render"},
@@ -526,11 +651,12 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         },
         "build": {
             *("costs", "load", "plan", "plots", "profile_build", "profile_rows", "published", "render", "select"),
-            "tables",
+            *("tables", "usage"),
         },
-        "board": {"costs", "load", "select"},
+        "board": {"costs", "load", "overhead", "select"},
         "page": set(),
-        "leaderboard": {"board", "build", "load", "page", "render", "select"},
+        "leaderboard": {"board", "build", "load", "overhead", "page", "render", "select"},
+        "overhead": {"lines", "select", "variants"},
     }
     assert set(allowed) == {path.stem for path in Path(build.__file__).parent.glob("[!_]*.py")}
     outside = set(sys.stdlib_module_names) | {"pandas", "matplotlib"}

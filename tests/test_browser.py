@@ -38,7 +38,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Entries, list[Any]]:
     folder = tmp_path_factory.mktemp("records")
     synthetic.write(folder, 1200)
     kept = [path for path in build.find(folder) if "method_00" in path.name or "method_07" in path.name]
-    entries, parts = board.entries(load(kept))
+    entries, parts = board.entries(load(kept), {})
     assert len(entries) == 160
     entries[3] |= {"optimizer": HOSTILE, "hardware": HOSTILE, "notes": [HOSTILE], "verified": 1, "confirmed": True}
     entries[3]["runs"][0] |= {"command": HOSTILE, "run_id": HOSTILE, "verified": True}

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from test_analysis import accuracy, end_line, eval_line, read, run_line, whole_run, write
 
-from analysis import build, costs, paired, plan, published, render
+from analysis import build, costs, paired, published, render
 from analysis.select import choose
-from runners import plan as planner
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,7 +94,7 @@ def test_equal_forwards_is_the_best_seen_by_then(courses: costs.Courses) -> None
         ["fast", "*70.0", "*70.0", "*80.0", "80.0", "1"],
         ["slow", "50.0", "60.0", "70.0", "*90.0", "1"],
     ]
-    assert table.data[0][-5:] == ("fast", "100", "0.700000", "", "1")
+    assert table.data[0][-6:] == ("fast", "", "100", "0.700000", "", "1")
 
 
 def test_equal_seconds_ends_where_the_quickest_ends(courses: costs.Courses) -> None:
@@ -156,7 +155,7 @@ def test_a_plan_says_what_is_missing_and_how_to_run_it(tmp_path: Path) -> None:
     assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
     for name in ("accuracy", "memory", "equal_seconds", "published"):
         text = (tmp_path / "demo" / "tables" / f"{name}.md").read_text()
-        assert "- tiny · fp32 · 400 forwards · toy / full: adamw, zo_adam\n" in text
+        assert "- tiny · fp32 · 400 forwards · toy / full: adamw; zo_adam\n" in text
         assert "\n    python -m runners.sweep suite=demo only=adamw,zo_adam\n" in text
     assert (
         "% python -m runners.sweep suite=demo only=adamw,zo_adam" in (tmp_path / "demo/tables/memory.tex").read_text()
@@ -171,16 +170,17 @@ def test_a_broken_plan_is_named(tmp_path: Path, text: str, capsys: pytest.Captur
     assert "plan.json: no plan of a suite" in capsys.readouterr().err
 
 
-def test_the_plan_of_a_suite_has_a_cell_a_kind_of_run(tmp_path: Path) -> None:
-    path = planner.plan(["suite=demo", f"out={tmp_path}", "budget.amount=2.5e6"])
-    found = plan.read(path)
-    assert found is not None
-    assert found.command == "python -m runners.sweep suite=demo budget.amount=2.5e6"
-    assert found.cells[:2] == (
-        ("tiny", "toy", "full", "zo_sgd", "fp32", "2500000 forwards"),
-        ("tiny", "toy", "lora", "zo_sgd", "fp32", "2500000 forwards"),
-    )
-    assert len(found.cells) == 6
+def test_a_plan_knows_what_else_tells_its_cells_apart(tmp_path: Path) -> None:
+    cell = {"model": "tiny", "task": "toy", "scheme": "full", "precision": "fp32", "budget": "400 forwards"}
+    cells = [{**cell, "optimizer": "zo_sgd", "settings": {"optimizer.q": q}} for q in (1, 2, 16)]
+    path = whole_run(tmp_path / "demo")  # with q = 1
+    (tmp_path / "demo" / "plan.json").write_text(json.dumps({"command": "run", "cells": cells}))
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "demo/tables/accuracy.md").read_text()
+    assert "- tiny · fp32 · 400 forwards · toy / full: zo_sgd, q=2; zo_sgd, q=16\n" in text
+    path.write_text(path.read_text().replace('"q": 1', '"q": 16'))
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert "toy / full: zo_sgd, q=1; zo_sgd, q=2\n" in (tmp_path / "demo/tables/accuracy.md").read_text()
 
 
 # --- published numbers -----------------------------------------------------------------------------------------------

@@ -244,6 +244,8 @@ for _name in ("snli", "mnli"):
 
 UNALIGNED = {  # one row of each task that has a template without task alignment
     "sst2": Golden({"sentence": "a slow tale ", "label": 1}, "a slow tale", (" terrible", " great"), 1, null_prompt=""),
+    "toy": Golden({"sentence": "The plot was dull.", "label": 0}, "The plot was dull.", (" terrible", " great"), 0,
+                  null_prompt=""),
     "rte": Golden(_nli(RAIN, TENT, 0), f'{RAIN}\n"{TENT}"\n', ("Yes", "No"), 0, null_prompt=""),
     "copa": Golden({"premise": "A kettle boiled.", "choice1": "It whistled.", "choice2": "I froze.", "label": 1,
                     "question": "effect"}, "A kettle boiled", (" it whistled.", " I froze."), 1, null_prompt=""),

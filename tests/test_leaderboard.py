@@ -13,7 +13,7 @@ import bench_analysis
 import pytest
 from test_analysis import read, whole_run
 
-from analysis import board, leaderboard, page
+from analysis import board, leaderboard, overhead, page
 
 HOSTILE = "</script><!--<img src=x onerror=alert(1)>&amp;{{DATA}}"
 
@@ -23,7 +23,7 @@ def test_an_entry_says_all_that_the_page_shows(tmp_path: Path) -> None:
         whole_run(tmp_path, lr=0.1, seed=seed, test=test, command=f"run {seed}")
         whole_run(tmp_path, lr=0.2, seed=seed, dev=0.1)
     whole_run(tmp_path, optimizer="lost", status="oom")
-    entries, parts = board.entries(read(tmp_path))
+    entries, parts = board.entries(read(tmp_path), {})
     (entry,) = entries
     assert (entry["optimizer"], entry["score"], entry["seeds"], entry["trials"]) == ("zo_sgd", 75.0, 2, 2)
     assert (entry["forwards"], entry["seconds"], entry["memory"], entry["overhead"]) == (402, 22.0, 1.0, None)
@@ -36,10 +36,40 @@ def test_an_entry_says_all_that_the_page_shows(tmp_path: Path) -> None:
     assert "seed" not in config
 
 
+def test_the_overhead_is_that_of_the_profile_of_such_a_run(tmp_path: Path) -> None:
+    """The run has 10 tokens an example."""
+    row = {
+        "kind": "profile", "model": "tiny", "scheme": "full", "optimizer": "zo_sgd", "precision": "fp32",
+        "batch_size": 16, "length": 64, "cost_overhead": 3.0, "gradient_checkpointing": False,
+        "hardware": {"device": "cpu", "name": "x86_64", "n_cpu": 2}, "status": "completed",
+    }  # fmt: skip
+    other = [{"optimizer": "adamw"}, {"scheme": "lora"}, {"precision": "bf16"}, {"batch_size": 8}, {"q": 4},
+             {"hardware": {**row["hardware"], "n_cpu": 3}}, {"cost_overhead": None}, {"length": None}]  # fmt: skip
+    folder = tmp_path / "profile"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(json.dumps({**row, "cost_overhead": 9.0, **more}) + "\n" for more in other))
+    whole_run(tmp_path / "demo", optimizer="zo_sgd")
+    records = read(tmp_path / "demo")
+
+    def shown() -> float | None:
+        (entry,), _ = board.entries(records, overhead.measured(folder))
+        found: float | None = entry["overhead"]
+        return found
+
+    assert shown() is None
+    rows = [{**row, "length": length, "cost_overhead": x} for length, x in ((64, 3.0), (16, 2.0), (256, 4.0))]
+    (folder / "b.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows) + '{"kind": "pro')
+    assert shown() == 2.0
+    whole_run(tmp_path / "demo", optimizer="zo_sgd", batch_size=8, run_id="8")  # now each is a variant
+    records = read(tmp_path / "demo")
+    found = {entry["optimizer"]: entry["overhead"] for entry in board.entries(records, overhead.measured(folder))[0]}
+    assert found == {"zo_sgd, batch_size=8": 9.0, "zo_sgd, batch_size=16": 2.0}
+
+
 def test_equal_parts_of_configs_are_kept_once(tmp_path: Path) -> None:
     for optimizer in ("a", "b", "c"):
         whole_run(tmp_path, optimizer=optimizer, task=optimizer)
-    entries, parts = board.entries(read(tmp_path))
+    entries, parts = board.entries(read(tmp_path), {})
     assert len(entries) == 3
     assert len({json.dumps(part) for part in parts}) == len(parts)
 
@@ -51,7 +81,7 @@ def _data(text: str) -> Any:
 
 def test_whatever_a_record_holds_stays_data(tmp_path: Path) -> None:
     whole_run(tmp_path, optimizer=HOSTILE, task=HOSTILE, run_id="r", command=HOSTILE)
-    entries, parts = board.entries(read(tmp_path))
+    entries, parts = board.entries(read(tmp_path), {})
     text = page.html(entries, parts, HOSTILE)
     assert _data(text)["entries"][0]["optimizer"] == HOSTILE
     assert text.count("</script>") == page.html([], [], "").count("</script>")
@@ -65,7 +95,7 @@ def test_whatever_a_record_holds_stays_data(tmp_path: Path) -> None:
 
 def test_the_policy_lets_the_two_scripts_run_and_nothing_else(tmp_path: Path) -> None:
     whole_run(tmp_path)
-    text = page.html(*board.entries(read(tmp_path)), "")
+    text = page.html(*board.entries(read(tmp_path), {}), "")
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
     hashes = [
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

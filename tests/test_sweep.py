@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from runners.compose import spec_of
 from runners.forecast import Forecast, shape_of
 from runners.glance import TAIL, Glance
 from runners.job import Ended
+from runners.multirun import expand
 from zobench.config import ConfigError
 from zobench.lock import RunLock, is_held
 from zobench.models import ModelError
@@ -133,19 +135,50 @@ def test_a_scale_adds_to_what_is_common_and_replaces_the_rest(make_suite: MakeSu
     assert [o for o in first.overrides if o.startswith("budget.amount")] == ["budget.amount=1"]
 
 
-def _all_scales() -> list[tuple[str, str]]:
-    yamls = {path.stem: OmegaConf.load(path) for path in suite.SUITES.glob("*.yaml")}
-    return [(name, scale) for name, yaml in sorted(yamls.items()) for scale in yaml.scales]
+def _covered(found: suite.Suite, seen: set[str]) -> suite.Suite:
+    """The suite with so many of its runs that every override of it stands in one of them, or has been seen."""
+    kinds = [kind for line in found.runs for kind in expand(suite.last_of_each([*found.common, *line]))]
+    kept = []
+    for kind in sorted(kinds, key=lambda kind: sum(ord(c) for c in " ".join(kind)) % 97):  # of a grid not one edge
+        if not seen.issuperset(kind):
+            seen.update(kind)
+            kept.append(kind)
+    return replace(found, common=[], runs=kept)
 
 
-@pytest.mark.parametrize(("name", "scale"), _all_scales())
-def test_every_suite_composes_at_every_scale(name: str, scale: str) -> None:
-    """All its runs bind; those of the largest only in part, since composing takes a tenth of a second."""
-    found, out = suite.load(name, scale)
-    only = {("lab", "lab"): ["lora"], ("lab", "smoke"): ["zo_sgd", "hybrid"]}.get((name, scale), [])
-    points = suite.points_of(found, out, WITH_LAB if scale == "lab" else [], only)
-    ids = [run.run_id for kind in points for point in kind for run in point.runs(found.seeds)]
-    assert len(set(ids)) == len(ids) > 0
+@pytest.mark.parametrize("name", suite.names())
+def test_every_suite_composes_at_every_scale(name: str) -> None:
+    """Not every combination, since composing one takes a tenth of a second; of smoke what is its own."""
+    seen: set[str] = set()
+    for scale in OmegaConf.load(suite.SUITES / f"{name}.yaml").scales:
+        found, out = suite.load(name, scale)
+        covered = _covered(found, seen if scale == "smoke" else set())
+        points = suite.points_of(covered, out, WITH_LAB if scale == "lab" else [])
+        ids = [run.run_id for kind in points for point in kind for run in point.runs(found.seeds)]
+        assert len(set(ids)) == len(ids) > 0
+        seen |= {text for kind in covered.runs for text in kind}
+
+
+def test_the_data_are_drawn_anew_with_every_seed(make_suite: MakeSuite) -> None:
+    make_suite(runs=[["optimizer=zo_sgd", "task.data_seed=${seed}"]], seeds=[3, 4], tune_seeds=[])
+    found, out = suite.load("pair", None)
+    ((point,),) = suite.points_of(found, out, [])
+    for run, seed in zip(point.runs(found.seeds), found.seeds, strict=True):
+        assert f"task.data_seed={seed}" in run.overrides
+        assert (run.spec.seed, run.spec.config["task"]["data_seed"]) == (seed, seed)
+        assert spec_of(run.overrides).config == run.spec.config
+        assert spec_of(run.overrides).run_id == run.run_id
+
+
+def test_what_is_common_may_be_a_grid_that_a_line_replaces(make_suite: MakeSuite) -> None:
+    runs = [["optimizer=zo_sgd"], ["optimizer=adamw", "scheme=full"]]
+    make_suite(common=[*TINY, "scheme=full,lora"], runs=runs, seeds=[1], tune_seeds=[])
+    found, out = suite.load("pair", None)
+    named = [
+        (p.spec.config["optimizer"]["name"], p.spec.config["scheme"]["name"])
+        for (p,) in suite.points_of(found, out, [])
+    ]
+    assert named == [("zo_sgd", "full"), ("zo_sgd", "lora"), ("adamw", "full")]
 
 
 def test_the_points_of_a_grid_are_what_their_overrides_compose_to(make_suite: MakeSuite) -> None:
@@ -223,10 +256,8 @@ def test_a_dry_run_marks_what_cannot_fit_the_gpu_at_hand(
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_twice(cli: Cli, make_suite: MakeSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First in real processes; the second time nothing is left to do."""
-    for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        monkeypatch.setenv(variable, "1")
+def test_a_sweep_twice(cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path) -> None:
+    """The second time nothing is left to do. (In real processes: test_sweep_faults.py.)"""
     arguments = make_suite(runs=[["optimizer=zo_sgd,adamw"]], seeds=[1], tune_seeds=[])
     first = cli(sweep, *arguments)
     assert (first.code, first.err) == (0, "")
@@ -235,13 +266,51 @@ def test_a_sweep_twice(cli: Cli, make_suite: MakeSuite, tmp_path: Path, monkeypa
     assert "optimizer=zo_sgd seed=1: completed: test accuracy " in lines[0]
     assert lines[-1].startswith("2 runs, 0 without a result, ")
     records = _files(tmp_path / "pair")
-    assert len(records) == 3  # one trajectory
+    assert len(records) == 4  # one trajectory, and the plan
 
     again = cli(sweep, *arguments)
     assert (again.code, again.err) == (0, "")
     assert again.out.splitlines()[0] == "2 of 2 runs are complete already"
     assert _files(tmp_path / "pair") == records
+    assert len(here) == 2
     assert status.main([str(tmp_path / "pair")]) == 0
+
+
+def test_a_sweep_writes_down_what_it_means_to_run(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of the suite, whatever ``only`` says, and the command without what is of this machine's day."""
+    del here
+    runs = [["optimizer=zo_sgd", "optimizer.q=1,2"], ["optimizer=zo_adam,adamw"]]
+    arguments = make_suite(runs=runs, seeds=[1], tune_seeds=[])
+    assert cli(sweep, *arguments, "dry_run=true").code == 0
+    assert not (tmp_path / "pair").exists()
+    assert cli(sweep, *arguments, "jobs=2", "only=adamw", "wandb.project=it is mine").code == 0
+    plan = json.loads((tmp_path / "pair" / "plan.json").read_text())
+    assert plan["command"] == f"python -m runners.sweep suite=pair {arguments[1]} 'wandb.project=it is mine'"
+    names = {
+        "model": "tiny",
+        "task": "toy",
+        "scheme": "full",
+        "precision": "fp32",
+        "budget": plan["cells"][0]["budget"],
+    }
+    assert plan["cells"] == [
+        {**names, "optimizer": "zo_sgd", "settings": {"optimizer.q": 1}},
+        {**names, "optimizer": "zo_sgd", "settings": {"optimizer.q": 2}},
+        {**names, "optimizer": "zo_adam"},
+        {**names, "optimizer": "adamw"},
+    ]
+    assert list((tmp_path / "pair").glob(".locks/plan*")) == []
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    ran = cli(sweep, *arguments, "only=adamw", "wandb.project=it is mine")
+    assert ran.code == 0
+    assert "plan.json is not written (No space left on device); tables will not know what is missing" in ran.out
+    assert json.loads((tmp_path / "pair" / "plan.json").read_text()) == plan
 
 
 def _files(folder: Path) -> dict[Path, bytes]:

@@ -222,9 +222,17 @@ def corpus(n_documents: int, seed: int) -> list[str]:
 
 
 class Toy(Task):
-    """The generated sentences, shown as SST-2's are."""
+    """The generated sentences, shown as SST-2's are.
+
+    Args:
+        alignment: false shows the sentence alone, and calibrates with nothing.
+    """
 
     classes = OPTIONS
+
+    def __init__(self, *, alignment: bool = True, **shared: Any) -> None:
+        super().__init__(**shared)
+        self._lead = " It was" if alignment else ""
 
     def source(self, split: str) -> Source:
         if split not in N_ROWS:
@@ -234,7 +242,8 @@ class Toy(Task):
 
     def example(self, index: int, row: Row) -> Example:
         options = tuple(f" {word}" for word in OPTIONS)
-        return Example(index, f"{row['sentence']} It was", options, (row["label"],), null_prompt="It was")
+        prompt = f"{row['sentence']}{self._lead}"
+        return Example(index, prompt, options, (row["label"],), null_prompt=self._lead.strip())
 
 
 class MaskedToy(Toy):
