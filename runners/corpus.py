@@ -27,8 +27,7 @@ def text_files(folder: Path, seed: int) -> list[Path]:
     """
     found = sorted(folder.rglob("*.txt"))
     if not found:
-        why = "holds no *.txt" if folder.is_dir() else "no such folder"
-        raise ConfigError([f"--text {folder}: {why}"])
+        raise ConfigError([f"--text {folder}: holds no *.txt"])
     return [found[i] for i in stream.generator(seed, 0, stream.SPLITS).permutation(len(found))]
 
 

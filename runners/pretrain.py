@@ -58,7 +58,7 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
 
 def problems(args: argparse.Namespace) -> list[str]:
     """What is wrong with the command line, before anything is read."""
-    found = []
+    found = [] if args.text.is_dir() else [f"--text {args.text}: no such folder"]
     names = [path.stem for path in CONF.glob("model/*.yaml") if OmegaConf.load(path).architecture is not None]
     if args.model not in names:
         found.append(unknown("--model", args.model, names))
