@@ -151,8 +151,9 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 def test_a_bad_command_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     asked = "--model opt-lap --steps 0 --batch-size 4 --length 2 --lr nan --seed -1 --device gpu".split()
+    folders = ["--text", str(tmp_path / "no"), "--out", str(tmp_path / "file"), "--tokenizer", str(tmp_path)]
     with pytest.raises(ConfigError) as told:
-        pretrain.run(["--text", str(tmp_path / "no"), "--out", str(tmp_path / "file"), "--tokenizer", str(tmp_path), *asked])
+        pretrain.run([*folders, *asked])
     problems = told.value.problems
     assert [problem.split()[0].split("=")[0] for problem in problems] == [
         "--text", "--model", "--steps", "--lr", "--length", "--seed", "--tokenizer", "--device", "--out",
