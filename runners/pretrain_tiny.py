@@ -18,20 +18,16 @@ import json
 import math
 import shlex
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from zobench.engine import stream
+from runners.pretraining import BOS, EOS, PAD, Course, batches, held_out_loss, next_token, train, train_tokenizer
+from zobench.keyed import keyed_rng
 from zobench.tasks import toy
 
-BOS, PAD, EOS = "<s>", "<pad>", "</s>"  # ids 0, 1, 2, like OPT's
+CPU = torch.device("cpu")
 MAX_LENGTH = 128
 N_HELD_OUT = 1000
 
@@ -56,29 +52,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def train_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE like GPT-2's (a word carries its leading space, any text can be encoded) that puts <s> first."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[BOS, PAD, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        pad_token=PAD,
-        eos_token=EOS,
-        model_max_length=MAX_LENGTH,
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     """What the toy task's prompt relies on.
 
@@ -101,23 +74,6 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> list[tor
     return [torch.tensor([*row, tokenizer.eos_token_id][:MAX_LENGTH]) for row in ids]
 
 
-def batches(rows: list[torch.Tensor], batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Endless batches, (batch, longest) ids padded on the right; every epoch in an order of its own."""
-    epoch = 0
-    while True:
-        order: list[int] = stream.generator(seed, epoch, stream.BATCHES).permutation(len(rows)).tolist()
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            chosen = [rows[i] for i in order[start : start + batch_size]]
-            yield torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=1)
-        epoch += 1
-
-
-def lm_loss(model: OPTForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy. Causal attention needs no mask, as all padding is on the right."""
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=1)
-
-
 def make_model(args: argparse.Namespace, vocab_size: int) -> OPTForCausalLM:
     """A small OPT with random weights; the caller's global RNG stays as it was."""
     config = OPTConfig(
@@ -126,38 +82,8 @@ def make_model(args: argparse.Namespace, vocab_size: int) -> OPTForCausalLM:
         dropout=0.0, attention_dropout=0.0, layerdrop=0.0, init_std=args.init_std, tie_word_embeddings=True,
         bos_token_id=0, pad_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream.derive_key(args.seed, purpose=stream.INIT)[0])
+    with keyed_rng(args.seed, CPU):
         return OPTForCausalLM(config)
-
-
-def pretrain(model: OPTForCausalLM, rows: list[torch.Tensor], args: argparse.Namespace) -> None:
-    """AdamW with warmup and cosine decay."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    stream_of_batches = batches(rows, args.batch_size, args.seed)
-    started = time.perf_counter()
-    for step in range(args.steps):
-        warmup = max(1, args.steps // 20)
-        scale = min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / args.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * scale
-        loss = lm_loss(model, next(stream_of_batches))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 0:
-            print(f"step {step:5d}  loss {loss.item():.4f}  {time.perf_counter() - started:.0f} s", flush=True)
-
-
-@torch.no_grad()
-def held_out_loss(model: OPTForCausalLM, rows: list[torch.Tensor], batch_size: int) -> float:
-    """Mean loss per token of documents that were not trained on."""
-    pieces = [torch.nn.utils.rnn.pad_sequence(rows[i : i + batch_size], batch_first=True, padding_value=1)
-              for i in range(0, len(rows), batch_size)]  # fmt: skip
-    n_tokens = np.array([int((ids[:, 1:] != 1).sum()) for ids in pieces])
-    losses = np.array([lm_loss(model, ids).item() for ids in pieces])
-    return float((losses * n_tokens).sum() / n_tokens.sum())
 
 
 README = """\
@@ -183,11 +109,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     documents = toy.corpus(args.documents + N_HELD_OUT, args.seed)
     training, held_out = documents[: args.documents], documents[args.documents :]
-    tokenizer = train_tokenizer(training, args.vocab_size)
+    tokenizer = train_tokenizer(training, args.vocab_size, MAX_LENGTH)
     check_tokenizer(tokenizer)
     model = make_model(args, len(tokenizer)).train()
-    pretrain(model, encode(tokenizer, training), args)
-    loss = held_out_loss(model.eval(), encode(tokenizer, held_out), args.batch_size)
+    rows = batches(encode(tokenizer, training), args.batch_size, args.seed)
+    train(model, rows, next_token, Course(lr=args.lr, steps=args.steps), CPU)
+    loss = held_out_loss(model.eval(), encode(tokenizer, held_out), args.batch_size, next_token, CPU)
 
     args.out.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(bos_token_id=0, pad_token_id=1, eos_token_id=2, max_length=MAX_LENGTH)

@@ -17,12 +17,14 @@ PACKAGES = ("zobench", "torch", "transformers", "peft", "datasets", "numpy", "nu
 def git() -> dict[str, Any]:
     """Commit of the checkout the code runs from, and whether it has changes; ``sha`` is None outside a checkout.
 
+    Results are no code: a run that resumes a tracked record does not make the next one's checkout dirty.
     ``ZOBENCH_GIT_SHA`` stands in where the code was copied without its history.
     """
     folder = Path(__file__).parent
     try:
         sha = _run(folder, "rev-parse", "HEAD")
-        return {"sha": sha, "dirty": bool(_run(folder, "status", "--porcelain", "--untracked-files=no"))}
+        changed = _run(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        return {"sha": sha, "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return {"sha": os.environ.get("ZOBENCH_GIT_SHA"), "dirty": None}
 
