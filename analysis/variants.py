@@ -10,6 +10,7 @@ entries of their own (``variants``), said of the task where it is what the model
 So a prompt without task alignment is never a trial of the one with it, and a table's rows say what differs, only there.
 """
 
+import functools
 import json
 import re
 import shlex
@@ -98,11 +99,13 @@ def add(runs: list[Row]) -> None:
         run["variant"] = shlex.join(run["variant"])
 
 
+@functools.lru_cache(maxsize=2**16)  # asked for every run and every cell
 def method(optimizer: str, variant: str) -> str:
     """The name of a row: the optimizer, and what is other than in its fellows (``zo_sgd, q=4``)."""
     return _named(optimizer, [text for text in split(variant) if not text.startswith(SHOWN)])
 
 
+@functools.lru_cache(maxsize=2**16)
 def setting(task: str, variant: str) -> str:
     """The name of a column, within which methods compare: the task, and what is other of it (``sst2, k_shot=16``)."""
     return _named(task, [text for text in split(variant) if text.startswith(SHOWN)])
@@ -120,10 +123,11 @@ def _named(name: str, overrides: list[str]) -> str:
 
 def split(variant: str) -> list[str]:
     """The overrides of a variant."""
-    return shlex.split(variant)
+    return shlex.split(variant) if variant else []
 
 
-def natural(text: str) -> list[tuple[str, float]]:
+@functools.lru_cache(maxsize=2**16)
+def natural(text: str) -> tuple[tuple[str, float], ...]:
     """A key that sorts numbers in a text by their size."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
-    return [(word, float(number)) for word, number in zip(parts[::2], [*parts[1::2], "-1"], strict=True)]
+    return tuple((word, float(number)) for word, number in zip(parts[::2], [*parts[1::2], "-1"], strict=True))

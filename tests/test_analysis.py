@@ -389,6 +389,13 @@ def test_the_seed_of_the_data_makes_one_unless_it_is_that_of_the_run(tmp_path: P
     assert [c.setting for c in choose(read(tmp_path / "other").runs)] == ["toy, data_seed=13", "toy, data_seed=21"]
 
 
+def test_rows_to_train_on_are_those_of_each_class(tmp_path: Path) -> None:
+    variant_run(tmp_path, "few", seed=1, **{"task.k_shot": 16, "task.n_train": None, "task.words": ["a", "b", "c"]})
+    variant_run(tmp_path, "all", seed=2, **{"task.k_shot": None, "task.n_train": 1000, "task.words": ["a", "b", "c"]})
+    runs = read(tmp_path).runs
+    assert dict(zip(runs["run_id"], runs["n_train"], strict=True)) == {"few": 48, "all": 1000}
+
+
 def test_what_tells_no_more_is_not_said(tmp_path: Path) -> None:
     for k, n_dev in ((16, 32), (512, 1024)):
         variant_run(tmp_path, f"k{k}", **{"task.k_shot": k, "task.n_dev": n_dev})

@@ -304,7 +304,8 @@ def test_splits_are_encoded_without_demonstrations_where_there_are_none(lab: Lab
 def test_baselines_have_rows_of_their_own_and_do_not_pass_for_where_training_starts(lab: Lab, tmp_path: Path) -> None:
     from analysis.load import load
     from analysis.select import choose
-    from analysis.tables import accuracy, memory, throughput
+    from analysis.tables import accuracy
+    from analysis.usage import memory, throughput
 
     few, lr = "optimizer.demonstrations=2", "optimizer.lr=1e-4"
     zero_shot = run(lab, "optimizer=none")[1][-1]["metrics"]["test"]["accuracy"]

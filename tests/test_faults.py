@@ -227,6 +227,23 @@ def test_out_of_memory_is_a_result(lab: Lab, cli: Cli, fail_once: FailOnce, over
     assert json.loads(path.read_text().splitlines()[-1])["status"] == "oom"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_ends_before_its_record_begins_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Nothing is left that is no record: an end without a beginning would be in the way of the next start."""
+
+    def end(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zobench.train.run_row", end)
+        with pytest.raises(error):
+            lab.run()
+    assert not lab.path().exists()
+    assert lab.run().end["status"] == "completed"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_run_which_then_goes_on(
     lab: Lab, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals

@@ -82,12 +82,14 @@ class Loop:
         except (torch.OutOfMemoryError, MemoryError) as error:
             return self._finish("oom", (str(error) or "no memory").splitlines()[0])
         except KeyboardInterrupt:
-            self._finish("preempted", "interrupted")
+            if self.record.rows:  # one without a run row would be none, and nothing has been done yet
+                self._finish("preempted", "interrupted")
             raise
         except RecordError:
             raise
         except Exception as error:
-            self._finish("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+            if self.record.rows:
+                self._finish("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
             raise
         finally:
             self.trail.close(self.record.status in FINISHED)
