@@ -236,6 +236,7 @@ def build(spec: RunSpec) -> Bench:
         calibration=spec.calibration, n_demonstration=spec.n_demonstration,
         reserve=spec.task.max_new_tokens,
     )  # fmt: skip
+    spec.precision.apply()
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
     pad_id, scorer, meter = tokenizer.pad_token_id or 0, Scorer(whole), Meter()
