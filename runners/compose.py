@@ -23,12 +23,13 @@ from runners import schema
 from runners.device import device_of
 from zobench.budget import Budget
 from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown, value_problem
+from zobench.identity import OFF
 from zobench.models import LanguageModel
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
 from zobench.optim.nodes import OF_FIRST_ORDER, arguments_of_optimizer, unfit_for, with_plain_parts, wrapped
 from zobench.precision import Precision
-from zobench.run import OFF, RunSpec
+from zobench.run import RunSpec
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme
 from zobench.tasks.base import Task

@@ -14,12 +14,13 @@ import torch
 from runners.progress import Live
 from runners.room import memory_line, room
 from runners.wandb_sink import WandbSink
+from zobench.observer import Observer
 from zobench.optim.first_order import FirstOrder
-from zobench.record import FINISHED, Record, RecordError
+from zobench.record import FINISHED, Record, RecordError, record_path
 from zobench.rows import lost_row, run_row
 from zobench.run import Bench, RunSpec, build, state_bytes
 from zobench.save import check_writable, is_saved, save
-from zobench.train import Loop, Observer, record_path
+from zobench.train import Loop
 from zobench.trajectory import SUFFIX
 
 

@@ -15,10 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from runners.compose import spec_from, spec_of
 from zobench.config import ConfigError
-from zobench.record import FINISHED, Record, RecordError, RecordHeld
+from zobench.record import FINISHED, Record, RecordError, RecordHeld, record_path
 from zobench.rows import lost_row, run_row
 from zobench.run import RunSpec
-from zobench.train import record_path
 
 LAST_LINES = 20  # of what a process printed, in the record of its failure
 STOPS = (signal.SIGTERM, signal.SIGINT)

@@ -36,11 +36,12 @@ from runners.untrusted import RECORD, TRAJECTORY, VERIFIED, Refused, Submitted
 from zobench import __version__, provenance
 from zobench.audit import audit
 from zobench.config import ConfigError
+from zobench.identity import NOT_IDENTITY
 from zobench.models import ModelError
 from zobench.optim.nodes import DESCRIPTIVE
 from zobench.record import RecordError
 from zobench.replay import Confirmation
-from zobench.run import NOT_IDENTITY, RunSpec, build
+from zobench.run import RunSpec, build
 from zobench.tasks.base import DataError
 
 SCHEMA = 1  # of RUN.verified.json

@@ -26,8 +26,8 @@ from omegaconf import OmegaConf
 from runners.compose import CONF, check, compose, spec_from
 from runners.multirun import expand
 from zobench.config import ConfigError, unknown
+from zobench.record import record_path
 from zobench.run import RunSpec
-from zobench.train import record_path
 
 SUITES = CONF / "suite"
 SCALES = ("paper", "lab", "smoke")

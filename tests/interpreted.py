@@ -19,7 +19,7 @@ before = os.environ.get(FLAG)
 if not torch.cuda.is_available():
     os.environ[FLAG] = "1"
 triton = pytest.importorskip("triton", reason="the CUDA engine needs triton")
-from zobench.engine import cuda_kernels, cuda_tables  # noqa: E402, F401
+from zobench.engine import cuda_kernels, cuda_resolve, cuda_tables  # noqa: E402, F401 (their decorators ask, too)
 
 if before is None:
     os.environ.pop(FLAG, None)  # not for what other tests start; those here set it again

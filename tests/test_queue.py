@@ -9,8 +9,10 @@ import struct
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
+import conftest
 import pytest
 import torch
+from conftest import Lab, Ran
 from interpreted import DEVICE, elsewhere, here, in_a_process_of_its_own, interpreting  # first: before triton
 from test_contract import ZO_CASES, Course, Plain, Small, Stop, changed, flat, with_lr
 from torch import Tensor
@@ -23,7 +25,7 @@ from zobench.engine.ops import Op
 from zobench.engine.queue import SLOTS, Queue
 from zobench.engine.slot import Stream
 from zobench.precision import Precision
-from zobench.run import make_optimizer
+from zobench.run import Bench, RunSpec, build, make_optimizer
 
 N_STEP = 3
 LR = 1e-2
@@ -267,6 +269,69 @@ def test_losses_slots_and_buffers_are_used_again() -> None:
     course.steps(1)
     plain.steps(1)
     assert torch.equal(bits(weights(course)), bits(weights(plain)))
+
+
+# ---- whole runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Ran, Ran]]:
+    """The same tiny run with steps that wait, and with steps that are planned."""
+
+    def run(*overrides: str) -> tuple[Ran, Ran]:
+        found = []
+        for planned in (False, True):
+
+            def made(spec: RunSpec, planned: bool = planned) -> Bench:
+                with standing_in(NumbaEngine()):
+                    bench = build(spec)
+                if planned:
+                    bench.later = cast(Any, bench.optimizer).ledger.later = Queue(spec.device)
+                return bench
+
+            monkeypatch.setattr(conftest, "build", made)
+            found.append(lab.run(*overrides, out=f"planned {planned}"))
+        return found[0], found[1]
+
+    return run
+
+
+def timeless(ran: Ran) -> list[dict[str, Any]]:
+    """Rows without what time and memory are in."""
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("_s", "_bytes")) and k not in ("finished", "config", "suite")}
+        for row in ran.rows[1:]
+    ]
+
+
+@here
+@pytest.mark.skipif(DEVICE != "cpu", reason="a run on a GPU is planned anyway")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=zo_sgd", "micro_batch_size=3"),
+        ("optimizer=zo_sgd_block",),
+        ("optimizer=meazo",),
+        ("optimizer=zo_sgd", "optimizer.anneal_every=2", "optimizer.anneal_ratio=1.00001"),
+        ("optimizer=forward_grad",),
+    ],
+)
+def test_a_planned_run_leaves_the_same_record(overrides: tuple[str, ...], both: Callable[..., tuple[Ran, Ran]]) -> None:
+    plain, planned = both(*overrides)
+    assert planned.end["status"] == "completed"
+    assert timeless(planned) == timeless(plain)
+    assert [e.ops for e in planned.entries()] == [e.ops for e in plain.entries()]
+    assert all(torch.equal(bits(a), bits(b)) for a, b in zip(planned.weights, plain.weights, strict=True))
+
+
+@here
+@pytest.mark.skipif(DEVICE != "cpu", reason="a run on a GPU is planned anyway")
+def test_a_planned_run_that_diverges_ends_at_the_same_step(both: Callable[..., tuple[Ran, Ran]]) -> None:
+    plain, planned = both("optimizer=zo_sgd", "optimizer.lr=1e37", "budget.amount=60", "budget.n_eval=1")
+    assert planned.end["status"] == plain.end["status"] == "diverged"
+    assert 0 < planned.end["n_step"] == plain.end["n_step"] < 60
+    assert planned.end["n_forward"] == plain.end["n_forward"]
+    assert [e.ops for e in planned.entries()] == [e.ops for e in plain.entries()]
 
 
 # ---- late numbers ---------------------------------------------------------------------------------------------------

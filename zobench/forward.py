@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forward:
-    """Implements `engine.queue.Work`: the mean loss of the objective, from layer ``start`` up."""
+    """Implements `engine.plan.Work`: the mean loss of the objective, from layer ``start`` up."""
 
     objective: TaskObjective
     start: int

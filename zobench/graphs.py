@@ -24,6 +24,16 @@ class _Captured:
     scores: Tensor
 
 
+def one_stream(device: torch.device) -> None:
+    """Have all work of this process on ``device`` go to one stream from now on, which can be captured.
+
+    cuBLAS keeps a workspace of tens of MiB for every stream it ran on, so captures on a stream of their own, beside
+    eager work on the default one, would take more memory than a forward does.
+    """
+    torch.cuda.synchronize(device)
+    torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
 class GraphedScorer:
     """Scores of batches, by a CUDA graph for each shape of batch.
 
@@ -70,12 +80,15 @@ class GraphedScorer:
         """A graph of one shape, its input a copy of the batch."""
         copies: dict[str, Any] = {name: tensor.clone() for name, tensor in batch.tensors.items()}
         given = dataclasses.replace(batch, **copies)
-        stream = self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream()
+        if current == torch.cuda.default_stream():  # where nothing can be captured
+            self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = self._stream or current
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._score(given)
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):

@@ -137,3 +137,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def record_path(out: Path, run_id: str) -> Path:
+    """Where the record of a run lies."""
+    return out / f"{run_id}.jsonl"

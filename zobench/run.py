@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,7 +16,8 @@ from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
 from zobench.evaluate import Told, evaluate, evaluate_texts
 from zobench.generation import Generator, Judge, Writer
-from zobench.graphs import GraphedScorer
+from zobench.graphs import GraphedScorer, one_stream
+from zobench.identity import digest
 from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
@@ -30,7 +29,7 @@ from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
 from zobench.optim.hybrid import Hybrid
 from zobench.optim.no_training import NoTraining
-from zobench.optim.nodes import OF_FIRST_ORDER, identity, wrapped
+from zobench.optim.nodes import OF_FIRST_ORDER, wrapped
 from zobench.precision import Precision
 from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
@@ -42,23 +41,6 @@ from zobench.tasks.splits import examples
 
 if TYPE_CHECKING:
     from zobench.engine.queue import Queue
-
-NOT_IDENTITY = (
-    "out", "device", "progress", "wandb", "save", "force", "log_every", "eval_batch_size", "data", "cuda_graphs",
-)  # fmt: skip
-# Where things lie does not change what a run is. What a model suggests to schemes and a task to the loss does, where it
-# is taken up, and then the scheme and the run's loss say it.
-PLACES = {"model": ("path", "device_map", "attention_projections"), "task": ("root", "loss")}
-# A property that is off has no part in what a run is, so that a new property does not rename every old run.
-OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none"}
-GROUP_OFF: dict[str, dict[str, Any]] = {
-    "scheme": {"base": "frozen", "a": "trained"},
-    "task": {
-        "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
-        "dev_split": "train", "test_split": "validation", "dev_share": 0.25,
-    },
-    "model": {"chat_template": None, "append_eos": False},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,15 +132,8 @@ class RunSpec:
     @property
     def run_id(self) -> str:
         """Readable name and a hash of what makes the run what it is; places and display options have no part in it."""
-        config = {k: v for k, v in self.config.items() if k not in NOT_IDENTITY and (k not in OFF or v != OFF[k])}
-        for group, keys in PLACES.items():
-            config[group] = {key: value for key, value in config[group].items() if key not in keys}
-        config["optimizer"] = identity(config["optimizer"])
-        for group, off in GROUP_OFF.items():
-            config[group] = {k: v for k, v in config[group].items() if k not in off or v != off[k]}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
         names = [str(self.config[group]["name"]) for group in ("optimizer", "task", "model", "scheme", "precision")]
-        return "-".join([*names, f"s{self.seed}", digest])
+        return "-".join([*names, f"s{self.seed}", digest(self.config)])
 
 
 class Built(Protocol):
@@ -237,6 +212,8 @@ def build(spec: RunSpec) -> Bench:
         reserve=spec.task.max_new_tokens,
     )  # fmt: skip
     spec.precision.apply()
+    if spec.device.type == "cuda" and spec.is_zo and spec.model.device_map is None:
+        one_stream(spec.device)
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
     pad_id, scorer, meter = tokenizer.pad_token_id or 0, Scorer(whole), Meter()

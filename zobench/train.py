@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from zobench import placement, provenance
 from zobench.clock import Clocks
+from zobench.observer import Observer
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.hybrid import Hybrid
 from zobench.record import FINISHED, Record, RecordError
@@ -24,16 +24,6 @@ from zobench.run import Bench
 from zobench.state import Chosen
 from zobench.tasks.base import Split
 from zobench.trajectory import Mark
-
-
-class Observer(Protocol):
-    """Watches a run: every row of the record, every step, and how far an evaluation is."""
-
-    def row(self, row: Mapping[str, Any]) -> None: ...
-
-    def step(self, progress: float, n_step: int, loss: float) -> None: ...
-
-    def evaluating(self, split: Split, n_done: int, n: int) -> None: ...
 
 
 class Loop:
@@ -119,8 +109,8 @@ class Loop:
             self._log()
 
     def _log(self) -> None:
-        """Write down the steps whose numbers are known by now."""
-        while self._made and self._made[0].info.known:
+        """Write down the steps whose numbers are known by now, and that have not failed."""
+        while self._made and self._made[0].info.known and self._made[0].step <= self._n_sound:
             made = self._made.popleft()
             loss, slope, m = float(made.info.loss), made.info.projected_grad, made.meter
             self.window.add(loss, None if slope is None else float(slope))
@@ -145,10 +135,14 @@ class Loop:
             self.optimizer.settle()
         self._log()
 
+    @property
+    def _n_sound(self) -> int:
+        """Steps made, but for those from a failed one on."""
+        return self.optimizer.n_step if isinstance(self.optimizer, ZOOptimizer) else self.n_step
+
     def _take_back(self) -> None:
         """Forget the steps that were made after one that failed; that it failed became known late."""
-        kept = self.optimizer.n_step if isinstance(self.optimizer, ZOOptimizer) else self.n_step
-        lost = [made for made in self._made if made.step > kept]
+        lost = [made for made in self._made if made.step > self._n_sound]
         if lost:
             self.n_step = lost[0].step - 1
             vars(self.meter).update(vars(lost[0].meter))  # it was made, and paid for
@@ -301,8 +295,3 @@ class Loop:
 
 def _merit(row: Mapping[str, Any], metric: str) -> tuple[float, float, int]:
     return row["metrics"][metric], -row["metrics"]["loss"], -row["step"]
-
-
-def record_path(out: Path, run_id: str) -> Path:
-    """Where the record of a run lies."""
-    return out / f"{run_id}.jsonl"

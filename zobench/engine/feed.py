@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zobench.engine.cuda_kernels import HEADER_WORDS, PARAM_WORDS
+from zobench.engine.cuda_kernels import PARAM_WORDS
+from zobench.engine.cuda_resolve import HEADER_WORDS
 from zobench.engine.program import CODE_WORDS, OUT_WORDS, Program
 
 WORDS = 1 << 16  # int32, that the buffers have room for at first

@@ -1,4 +1,4 @@
-"""Arithmetic on late numbers, as the instructions that `cuda_kernels.resolve` runs on the device."""
+"""Arithmetic on late numbers, as the instructions that `cuda_resolve.resolve` runs on the device."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -22,21 +21,13 @@ from zobench.layers import share
 from zobench.objective import Objective
 from zobench.optim.blocks import By, Order, partition
 from zobench.optim.blocks import n_layer as layers_named
+from zobench.optim.estimates import Estimate, number
 from zobench.optim.step import StepInfo, Undo, settle, whole_step
 
 Positive = Annotated[float, Range(above=0.0)]
 NonNegative = Annotated[float, Range(least=0.0)]
 Share = Annotated[float, Range(least=0.0, below=1.0)]
 Count = Annotated[int, Range(least=1)]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A directional derivative: ``slope`` of the loss along ``direction``; ``loss``: mean of the losses it used."""
-
-    direction: Direction
-    slope: Number
-    loss: Number
 
 
 class ZOOptimizer(Optimizer):
@@ -293,14 +284,3 @@ class ZOOptimizer(Optimizer):
                 self.memory["lr_scale"] = self.memory.get("lr_scale", 1.0) / factor
             losses = []
         self.memory["losses"] = losses
-
-
-def info_of(estimates: list[Estimate]) -> StepInfo:
-    """Means over the estimates of a step."""
-    n = len(estimates)
-    return StepInfo(sum(e.loss for e in estimates) / n, sum(e.slope for e in estimates) / n)
-
-
-def number(loss: Tensor | Late) -> Number:
-    """A loss as a number that arithmetic waits for no longer than it must."""
-    return loss if isinstance(loss, Late) else float(loss)

@@ -13,8 +13,9 @@ from zobench.config import Range
 from zobench.engine.direction import Direction, Distribution
 from zobench.engine.ops import Rounding
 from zobench.objective import Objective
-from zobench.optim.base import Count, Estimate, NonNegative, Positive, ZOOptimizer, info_of
+from zobench.optim.base import Count, NonNegative, Positive, ZOOptimizer
 from zobench.optim.blocks import By, Order
+from zobench.optim.estimates import Estimate, info_of
 from zobench.optim.step import StepInfo
 
 

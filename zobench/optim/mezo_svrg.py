@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from zobench.objective import Objective
-from zobench.optim.base import Count, Positive, ZOOptimizer, info_of
+from zobench.optim.base import Count, Positive, ZOOptimizer
+from zobench.optim.estimates import info_of
 from zobench.optim.step import StepInfo
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from zobench.objective import Objective
-from zobench.optim.base import Estimate, ZOOptimizer, info_of
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.estimates import Estimate, info_of
 from zobench.optim.step import StepInfo
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from zobench.engine.rules import Rule
 from zobench.objective import Objective
-from zobench.optim.base import Positive, Share, ZOOptimizer, info_of
+from zobench.optim.base import Positive, Share, ZOOptimizer
+from zobench.optim.estimates import info_of
 from zobench.optim.step import StepInfo
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from zobench.layers import share
 from zobench.objective import Objective
-from zobench.optim.base import ZOOptimizer, info_of, number
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.estimates import info_of, number
 from zobench.optim.step import StepInfo
 
 

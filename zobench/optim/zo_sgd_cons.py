@@ -10,7 +10,8 @@ from torch import Tensor
 
 from zobench.engine.ops import Point
 from zobench.objective import Objective
-from zobench.optim.base import Estimate, ZOOptimizer, info_of
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.estimates import Estimate, info_of
 from zobench.optim.step import StepInfo
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from zobench.config import Range, require
 from zobench.engine.rules import Rule
 from zobench.objective import Objective
-from zobench.optim.base import Count, ZOOptimizer, info_of
+from zobench.optim.base import Count, ZOOptimizer
+from zobench.optim.estimates import info_of
 from zobench.optim.step import StepInfo
 
 

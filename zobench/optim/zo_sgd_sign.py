@@ -11,7 +11,8 @@ from torch import Tensor
 from zobench.config import require
 from zobench.engine.rules import Rule
 from zobench.objective import Objective
-from zobench.optim.base import ZOOptimizer, info_of
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.estimates import info_of
 from zobench.optim.step import StepInfo
 
 

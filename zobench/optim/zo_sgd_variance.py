@@ -13,7 +13,8 @@ from zobench.engine.direction import Direction
 from zobench.engine.late import Number
 from zobench.engine.ops import Point
 from zobench.objective import Objective
-from zobench.optim.base import Count, Estimate, ZOOptimizer, info_of, number
+from zobench.optim.base import Count, ZOOptimizer
+from zobench.optim.estimates import Estimate, info_of, number
 from zobench.optim.step import StepInfo
 
 LEAST = 1e-3  # of a layer's d, so that a layer of zeros is not thrown far away
