@@ -20,7 +20,7 @@ SUITES = sorted(path.parent for path in ROOT.glob("results/*/README.md"))
 
 
 def test_there_are_committed_results() -> None:
-    assert [path.name for path in SUITES] == ["lab", "lab_precision"]
+    assert [path.name for path in SUITES] == ["lab", "lab_precision", "lab_schemes"]
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.name)
