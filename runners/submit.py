@@ -193,14 +193,17 @@ def _commit(sha: str) -> list[str]:
 
 def _trajectory_problems(run: Submitted, rows: list[dict[str, Any]]) -> list[str]:
     """Whether the trajectory goes on to the record's end, counts what the record counts, and names no odd numbers."""
-    end, mark, header = rows[-1], None, None
+    end, mark, header, n_step = rows[-1], None, None, 0
     for row in untrusted.trajectory_rows(run):
         if header is None:
             header = row
         elif "mark" in row:
             mark = row["mark"]
-        elif not any(isinstance(row.get(key), int) and 0 <= row[key] <= end["n_step"] for key in ("step", "eval")):
-            return [f"the trajectory names step {short(row.get('step', row.get('eval')))} of {end['n_step']}"]
+        else:
+            n_step += "eval" not in row
+            at = row.get("eval", n_step)
+            if not isinstance(at, int) or not 0 <= at <= end["n_step"]:
+                return [f"the trajectory names step {short(at)} of {end['n_step']}"]
     if header is None or not isinstance(mark, dict):
         return ["the trajectory is no whole one"]
     counted = [end["n_forward"], end["n_backward"], end["n_example"], end["n_token"], end.get("n_jvp") or 0]

@@ -256,8 +256,10 @@ def test_a_trajectory_with_other_numbers_is_refused(record: Path, capsys: pytest
         (lambda lines: lines[0].update(evil=1), "not a trajectory"),
         (lambda lines: lines[2].update(ops=[["exec", "boom"]]), "not a trajectory"),
         (lambda lines: lines[2].update(ops=[["m", [[0, 0, "x"]]]]), "not a trajectory"),
-        (lambda lines: lines[2].update(ops=[["m", [["zero", 0, 1.0]]]]), "cannot be replayed"),
-        (lambda lines: lines[2].update(step=10**9), "names step 1000000000 of 12"),
+        (lambda lines: lines[2].update(ops=[["m", [["zero", 0, 1.0]]]]), "not a trajectory"),
+        (lambda lines: lines[2].update(ops=[["m", [[10**12, 0, 1.0]]]]), "cannot be replayed"),
+        (lambda lines: lines[0].pop("layout"), "has layout 1"),
+        (lambda lines: lines[2].update(eval=10**9), "names step 1000000000 of 12"),
         (lambda lines: lines.pop(), "the trajectory"),
     ],
 )
@@ -339,7 +341,7 @@ def test_large_files_and_bombs_are_refused(
     monkeypatch.setattr(untrusted, "MAX_UNPACKED", 2**22)
     monkeypatch.setattr(untrusted, "MAX_LINE", 2**20)
     good = _trajectory(record).read_bytes()
-    _trajectory(record).write_bytes(good + gzip.compress(b'{"step": 1, "x": "%s"}\n' % (b" " * 2**19) * 10))
+    _trajectory(record).write_bytes(good + gzip.compress(b'{"eval": 1, "x": "%s"}\n' % (b" " * 2**19) * 10))
     assert "unpacks to more than 4 MiB" in _refusal(record, capsys)
     _trajectory(record).write_bytes(good + gzip.compress(b" " * 2**21))
     assert "a line is longer than 1 MiB" in _refusal(record, capsys)

@@ -2,7 +2,8 @@
 
 A file of concatenated gzip members of JSON lines: a header, then one line a step or evaluation, and at the end of each
 member a mark, from which the run can go on. gzip's checksum tells a torn member, which is dropped whole. Coefficients
-are written so that they read back to the same float64.
+are written so that they read back to the same float64. Steps are not numbered, and a direction's step is said from
+where the run stands: lines then differ in their coefficients alone, and a step takes half the bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from zobench.engine.stream import NOISE_VERSION
 from zobench.record import RecordError
 
 SUFFIX = ".trajectory.gz"
+LAYOUT = 2  # of the lines
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Header:
     sparsity: float = 0.0
     mask_scope: MaskScope = "layer"
     resample: int = 1
+    layout: int = LAYOUT
 
     def direction(self, step: int, probe: int, blocks: tuple[int, ...] | None) -> Direction:
         """The direction that an entry names."""
@@ -89,6 +92,7 @@ class Trajectory:
         self.path, self.header = path, header
         self._pending: list[tuple[str, Mark]] = []  # each line with where the run stands after it, so neither is ahead
         self._size = 0  # of the file's whole members
+        self._n_step = 0  # of the entries, those pending included
         self.entries: list[Entry] = []
         self.mark = Mark()
         if path.exists():
@@ -97,13 +101,17 @@ class Trajectory:
                 raise RecordError(f"{path}: belongs to another run ({found}); move it away to run again")
             os.truncate(path, good)
             self._size = good
+            self._n_step = max((e.step for e in self.entries if not e.evaluation), default=0)
             if found is None:
                 self._pending.append((json.dumps(vars(header)), Mark()))
         else:
             self._pending.append((json.dumps(vars(header)), Mark()))
 
     def append(self, entry: Entry, mark: Mark) -> None:
-        """``mark``: where the run stands after the entry."""
+        """``mark``: where the run stands after the entry. Steps come one by one."""
+        if not entry.evaluation:
+            assert entry.step == self._n_step + 1
+            self._n_step = entry.step
         self._pending.append((json.dumps(_packed(entry), separators=(",", ":")), mark))
 
     def flush(self) -> None:
@@ -134,7 +142,7 @@ class Trajectory:
     def restart(self) -> None:
         """Forget everything written: the run begins anew."""
         self.path.unlink(missing_ok=True)
-        self._size, self.entries, self.mark = 0, [], Mark()
+        self._size, self._n_step, self.entries, self.mark = 0, 0, [], Mark()
         self._pending = [(json.dumps(vars(self.header)), Mark())]
 
 
@@ -177,13 +185,15 @@ def _read(path: Path) -> tuple[Header | None, list[Entry], Mark, int]:
     if not lines:
         return None, [], Mark(), 0
     try:
-        header = Header(**json.loads(lines[0]))
+        first = json.loads(lines[0])
+        if first.get("layout", 1) != LAYOUT:
+            raise RecordError(f"{path}: has layout {first.get('layout', 1)}; this zobench reads {LAYOUT}")
+        header = Header(**first)
         if header.noise != NOISE_VERSION:
             raise RecordError(f"{path}: made with noise version {header.noise}; this zobench has {NOISE_VERSION}")
         found = [json.loads(line) for line in lines[1:]]
         marks = [Mark(**{**row["mark"], "spent": _spent(row["mark"]["spent"])}) for row in found if "mark" in row]
-        entries = [_unpacked(row, header) for row in found if "mark" not in row]
-        return header, entries, marks[-1] if marks else Mark(), good
+        return header, _entries(found, header), marks[-1] if marks else Mark(), good
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise RecordError(f"{path}: not a trajectory ({error})") from error
 
@@ -209,46 +219,53 @@ def _members(data: bytes) -> tuple[str, int]:
 
 
 def _packed(entry: Entry) -> dict[str, Any]:
-    return {"eval" if entry.evaluation else "step": entry.step, "ops": [_packed_op(op) for op in entry.ops]}
+    ops = [_packed_op(op, entry.step) for op in entry.ops]
+    return {"eval": entry.step, "ops": ops} if entry.evaluation else {"ops": ops}
 
 
-def _packed_op(op: Op) -> list[Any]:
+def _packed_op(op: Op, at: int) -> list[Any]:
     if isinstance(op, Copied):
         return [op.what]
-    point = [_packed_term(z, c) for z, c in op.point.items()]
+    point = [_packed_term(z, c, at) for z, c in op.point.items()]
     if isinstance(op, Move):
         return ["m", point]
     more = [None if op.rule is None else [op.rule.kind, op.rule.values], op.blocks]
     return ["c", point, op.decay, *(more if more != [None, None] else [])]
 
 
-def _packed_term(z: Axis, c: Number) -> list[Any]:
+def _packed_term(z: Axis, c: Number, at: int) -> list[Any]:
     if isinstance(z, Coordinate):
         return ["e", z.tensor, z.index, float(c)]
-    return [z.step, z.probe, float(c)] if z.blocks is None else [z.step, z.probe, float(c), z.blocks]
+    return [z.step - at, z.probe, float(c), *([] if z.blocks is None else [z.blocks])]
 
 
-def _unpacked(row: dict[str, Any], header: Header) -> Entry:
-    evaluation = "eval" in row
-    ops = [_unpacked_op(op, header) for op in row["ops"]]
-    return Entry(int(row["eval" if evaluation else "step"]), evaluation, ops)
+def _entries(rows: list[dict[str, Any]], header: Header) -> list[Entry]:
+    found, n_step = [], 0
+    for row in rows:
+        if "mark" in row:
+            continue
+        evaluation = "eval" in row
+        n_step += not evaluation
+        step = int(row["eval"]) if evaluation else n_step
+        found.append(Entry(step, evaluation, [_unpacked_op(op, header, step) for op in row["ops"]]))
+    return found
 
 
-def _unpacked_op(packed: list[Any], header: Header) -> Op:
+def _unpacked_op(packed: list[Any], header: Header, at: int) -> Op:
     name, *rest = packed
     if name in ("snapshot", "swap"):
         return Copied(name)
     if name not in ("m", "c"):
         raise ValueError(f"no operation {name}")
-    point = dict(_unpacked_term(term, header) for term in rest[0])
+    point = dict(_unpacked_term(term, header, at) for term in rest[0])
     if name == "m":
         return Move(point)
     rule, blocks = rest[2:] if len(rest) > 2 else (None, None)
     return Commit(point, float(rest[1]), rule and Rule(rule[0], tuple(map(float, rule[1]))), blocks and tuple(blocks))
 
 
-def _unpacked_term(term: list[Any], header: Header) -> tuple[Axis, float]:
+def _unpacked_term(term: list[Any], header: Header, at: int) -> tuple[Axis, float]:
     if term[0] == "e":
         return Coordinate(int(term[1]), int(term[2])), float(term[3])
     step, probe, c, *blocks = term
-    return header.direction(step, probe, tuple(blocks[0]) if blocks else None), float(c)
+    return header.direction(at + step, probe, tuple(blocks[0]) if blocks else None), float(c)
