@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zobench.engine.capture import Captures
 from zobench.scoring import Batch
 
 KEPT = 128  # graphs: more than the shapes of a task's minibatches
@@ -22,16 +23,6 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     given: Batch
     scores: Tensor
-
-
-def one_stream(device: torch.device) -> None:
-    """Have all work of this process on ``device`` go to one stream from now on, which can be captured.
-
-    cuBLAS keeps a workspace of tens of MiB for every stream it ran on, so captures on a stream of their own, beside
-    eager work on the default one, would take more memory than a forward does.
-    """
-    torch.cuda.synchronize(device)
-    torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 class GraphedScorer:
@@ -48,8 +39,7 @@ class GraphedScorer:
     def __init__(self, score: Callable[[Batch], Tensor]) -> None:
         self._score = score
         self._captured: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
-        self._pool: Any = None
-        self._stream: Any = None  # one for all captures: cuBLAS keeps a workspace for every stream it ran on
+        self._captures = Captures()
         self.why_eager: str | None = None  # why no graph is used any more
 
     @torch.no_grad()
@@ -80,17 +70,12 @@ class GraphedScorer:
         """A graph of one shape, its input a copy of the batch."""
         copies: dict[str, Any] = {name: tensor.clone() for name, tensor in batch.tensors.items()}
         given = dataclasses.replace(batch, **copies)
-        current = torch.cuda.current_stream()
-        if current == torch.cuda.default_stream():  # where nothing can be captured
-            self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream = self._stream or current
+        current, stream = torch.cuda.current_stream(), self._captures.stream
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._score(given)
         current.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            scores = self._score(given)
-        return _Captured(graph, given, scores)
+        scores: list[Tensor] = []
+        graph = self._captures.of(lambda: scores.append(self._score(given)))
+        return _Captured(graph, given, scores[0])

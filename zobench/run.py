@@ -14,9 +14,10 @@ from zobench import placement, probe
 from zobench.budget import Budget
 from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
+from zobench.engine.capture import one_stream
 from zobench.evaluate import Told, evaluate, evaluate_texts
 from zobench.generation import Generator, Judge, Writer
-from zobench.graphs import GraphedScorer, one_stream
+from zobench.graphs import GraphedScorer
 from zobench.identity import digest
 from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zobench.engine import cuda_resolve
+from zobench.engine.capture import Captures
 from zobench.engine.cuda import Launch, values_of
 from zobench.engine.feed import Feed, Page
 from zobench.engine.plan import Evaluated, Plan, Swept
@@ -53,8 +54,7 @@ class Starter:
         self._known: OrderedDict[Hashable, _Known] = OrderedDict()
         self._grown = self._feed.grown
         self._n_new = 0  # plans of a new signature, less those that came again
-        self._pool: Any = None
-        self._stream: Any = None
+        self._captures = Captures()
 
     @property
     def why_eager(self) -> list[str]:
@@ -64,7 +64,9 @@ class Starter:
     def start(self, plan: Plan, whole: bool) -> None:
         """``whole``: whether it is all of a step."""
         page, launches, batches = self._sent(plan)
-        signature = whole, tuple(item.signature for item in plan), tuple(map(_shapes, page.tensors))
+        number = {id(batch): i for i, batch in enumerate(batches)}
+        read = tuple(number[id(b)] for item in plan if isinstance(item, Evaluated) for b in item.inputs)
+        signature = whole, tuple(item.signature for item in plan), read, tuple(map(_shapes, page.tensors))
 
         def launch(*, captured: bool, plain: bool) -> None:
             there = {id(b): self._feed.tensors(p) for b, p in zip(batches, page.tensors, strict=True)}
@@ -90,7 +92,8 @@ class Starter:
             return
         if known.graph is None:
             try:
-                known.graph, known.kept = self._captured(launch), launches
+                known.graph = self._captures.of(lambda: launch(captured=True, plain=True))
+                known.kept = launches
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -101,16 +104,6 @@ class Starter:
         self._n_new = max(0, self._n_new - 1)
         for item in plan:
             self._passed(item)
-
-    def _captured(self, launch: Callable[..., None]) -> Any:
-        current = torch.cuda.current_stream()
-        if current == torch.cuda.default_stream():  # where nothing can be captured
-            self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream or current):
-            launch(captured=True, plain=True)
-        return graph
 
     def _sent(self, plan: Plan) -> tuple[Page, list[Launch], Batches]:
         """All that is new to the device is on its way there."""

@@ -1,0 +1,47 @@
+"""CUDA graphs, and the stream that they are captured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def one_stream(device: torch.device) -> None:
+    """Have all work of this process on ``device`` go to one stream from now on, which can be captured.
+
+    cuBLAS keeps a workspace of tens of MiB for every stream it ran on, so captures on a stream of their own, beside
+    eager work on the default one, would take more memory than a forward does.
+    """
+    torch.cuda.synchronize(device)
+    torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+class Captures:
+    """Graphs that share one pool of memory, so that they need no more than the largest of them."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._own: Any = None  # one for all: see `one_stream`
+
+    @property
+    def stream(self) -> Any:
+        """The current stream; where that is the default one, on which nothing can be captured, another."""
+        current = torch.cuda.current_stream()
+        if current != torch.cuda.default_stream():
+            return current
+        self._own = self._own or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        return self._own
+
+    def of(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """A graph of all that ``work`` starts on the current stream; nothing of it has run yet.
+
+        Raises:
+            RuntimeError: it does what cannot be captured, such as waiting for the device.
+        """
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
+            work()
+        return graph
