@@ -23,9 +23,9 @@ NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 @contextmanager
-def _cuda_asleep() -> Iterator[None]:
-    """Inside, whether there is a GPU, which transformers wants to know on import where flash-attn is installed, is asked
-    of NVML and not of CUDA. Afterwards it is as before, as NVML does not know whether CUDA works."""
+def cuda_asleep() -> Iterator[None]:
+    """Inside, torch asks NVML whether there is a GPU, and not CUDA, should a library want to know on import. Afterwards
+    it is as before, as NVML does not know whether CUDA works."""
     before = os.environ.get(NVML)
     os.environ[NVML] = "1"
     try:
@@ -36,6 +36,6 @@ def _cuda_asleep() -> Iterator[None]:
             os.environ[NVML] = before
 
 
-with _cuda_asleep():
+with cuda_asleep():
     for name in MODULES:
         importlib.import_module(name)
