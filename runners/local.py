@@ -30,7 +30,9 @@ from omegaconf import DictConfig
 
 from runners.job import LAST_LINES, Ended, of_machine, stop_on
 
-WARM = ["runners.warm"]  # imported already in a process on a machine without GPU
+WARM = ["runners.warm"]  # imported already in a process
+WARM_WITH_GPU = ["zobench.engine.queue"]  # the kernels, too; Triton asks for a GPU at the first launch
+WARM_WITHOUT_GPU = ["peft"]  # it imports bitsandbytes where that is installed, which looks at each GPU
 
 
 def gpus() -> list[str]:
@@ -50,8 +52,9 @@ class LocalLauncher(Launcher):
     def __init__(self, jobs: int | None) -> None:
         self._gpus = gpus()
         self.jobs = jobs or max(1, len(self._gpus))
-        # A process that is forked after CUDA was asked for anything cannot use it, so with GPUs each starts afresh.
-        self._context: Any = multiprocessing.get_context("spawn" if self._gpus else "forkserver")
+        # Forked from a server that has imported all: of a short run, importing would take most of the time. The server
+        # is no copy of this process, which may have asked CUDA for something, but is started afresh.
+        self._context: Any = multiprocessing.get_context("forkserver")
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Nothing: a job composes its own config."""
@@ -66,8 +69,7 @@ class LocalLauncher(Launcher):
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read by the processes when they start
             os.environ.setdefault(variable, threads)
-        if not self._gpus:
-            self._context.set_forkserver_preload(WARM)
+        self._context.set_forkserver_preload([*WARM, *(WARM_WITH_GPU if self._gpus else WARM_WITHOUT_GPU)])
         waiting = deque(enumerate(job_overrides))
         running: dict[int, _Process] = {}
         ended: dict[int, Ended] = {}
@@ -137,7 +139,7 @@ def _child(overrides: list[str], gpu: str | None, log: str, answer: Connection) 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable()
-    if gpu is not None:
+    if gpu is not None:  # the driver reads it when CUDA is first asked for something, which nobody has done yet
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_follow_parent, daemon=True).start()
     ended = of_machine(overrides)

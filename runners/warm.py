@@ -1,14 +1,41 @@
-"""Imported once by the server that forks a sweep's processes where there is no GPU: what every run imports."""
+"""Imported once by the server that forks a sweep's processes: what every run imports, and nothing that wakes CUDA.
+
+A process that is forked after CUDA was asked for anything cannot use it.
+"""
 
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MODULES = (
     "runners.compose",  # first: it tells the others to be quiet
     "runners.execute",
+    "runners.sweep",  # the main module, which multiprocessing imports in each process
     "zobench.engine.cpu",
-    "peft",
+    "transformers.generation",
+    "transformers.modeling_utils",
+    "transformers.modeling_layers",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )
-for name in MODULES:
-    importlib.import_module(name)
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+
+
+@contextmanager
+def cuda_asleep() -> Iterator[None]:
+    """Inside, torch asks NVML whether there is a GPU, and not CUDA, should a library want to know on import. Afterwards
+    it is as before, as NVML does not know whether CUDA works."""
+    before = os.environ.get(NVML)
+    os.environ[NVML] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(NVML)
+        if before is not None:
+            os.environ[NVML] = before
+
+
+with cuda_asleep():
+    for name in MODULES:
+        importlib.import_module(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 
 from runners import execute as execution
 from runners import replay, show, train
-from runners.compose import CONF, check, compose
+from runners.compose import CONF, check, compose, spec_of
 from runners.schema import GROUPS
 from zobench import run as runs
 
@@ -86,6 +87,12 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
           "use bf16, bf16_master or fp32 with a first-order optimizer"]),
         ("precision.rounding=stochastic",
          ["precision.rounding=stochastic: needs precision.dtype=bfloat16, not float32"]),
+        ("precision=tf32 precision.dtype=bfloat16",
+         ["precision.matmul=tf32: needs precision.dtype=float32, not bfloat16"]),
+        ("precision=bf16 +precision.matmul=tf32",
+         ["precision.matmul=tf32: needs precision.dtype=float32, not bfloat16"]),
+        ("precision=tf32 precision.matmul=tf3",
+         ["precision.matmul=tf3: must be one of float32, tf32 (did you mean tf32?)"]),
         ("model.gradient_checkpointing=true",
          ["model.gradient_checkpointing=true: a zeroth-order optimizer has no backward pass to save for"]),
         ("optimizer=adamw optimizer.betas=[2,3]", ["optimizer: Invalid beta parameter at index 0: 2"]),
@@ -371,3 +378,16 @@ def test_the_run_id_is_of_what_makes_a_run(tmp_path: Path) -> None:
     assert run_id(*display) == base
     others = [run_id(o) for o in ("seed=2", "optimizer.lr=2e-6", "budget.amount=10", "batch_size=8", "task.n_dev=9")]
     assert len({base, *others}) == 6
+
+
+LAB_RECORDS = sorted((Path(__file__).parents[1] / "results/lab_precision").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("record", LAB_RECORDS, ids=[path.stem for path in LAB_RECORDS])
+def test_a_command_of_long_ago_still_names_the_same_run(record: Path, tmp_path: Path) -> None:
+    """In every precision that there was then: a new property must not rename the runs that do not have it."""
+    run = json.loads(record.read_text().splitlines()[0])
+    places = "model.path=", "data.root="  # of the machine that it ran on, and not in the id
+    here = ["model.path=package:tiny", f"data.root={tmp_path}"]
+    overrides = [text for text in shlex.split(run["command"])[3:] if not text.startswith(places)] + here
+    assert spec_of(overrides).run_id == run["run_id"] == record.stem

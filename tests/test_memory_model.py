@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from runners.compose import spec_of
@@ -15,7 +17,7 @@ from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
 from zobench.profile.memory import Prediction, predict
 from zobench.profile.rows import fixed
-from zobench.profile.weightless import Meter
+from zobench.profile.weightless import Meter, weightless
 from zobench.run import RunSpec, build
 from zobench.scoring import collate
 
@@ -54,6 +56,15 @@ def _states(optimizer: Any) -> list[Any]:
     return [slot.states for slot in zeroth.ledger.named_slots()] if hasattr(zeroth, "ledger") else []
 
 
+@pytest.fixture
+def _masks_as_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may hand its own mask of ones to transformers, as OPT of 5.17 does. transformers then makes a causal mask
+    of it, unless it can read that nothing is masked: it cannot of tensors without values, nor in a CUDA graph. So the
+    forecast is that of a graph, and more than a step outside takes; the real step is not to read it, either."""
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda tensor=None: tensor is not None)
+
+
+@pytest.mark.usefixtures("_masks_as_without_values")
 @pytest.mark.parametrize("scheme", ["full", "lora"])
 @pytest.mark.parametrize(
     "optimizer", [["zo_sgd"], ["zo_sgd_cons"], ["adamw"], ["adamw", "model.gradient_checkpointing=true"], ["hybrid"]]
@@ -63,6 +74,41 @@ def test_a_step_without_values_takes_what_a_real_one_takes(optimizer: list[str],
     said = _said(spec_of(overrides))
     there = said.peak - said.weights - said.states
     assert there == pytest.approx(_activations(overrides), rel=0.02, abs=4096)
+
+
+def test_a_number_that_is_asked_for_is_one() -> None:
+    with weightless():
+        drawn = torch.rand([])
+        assert isinstance(drawn, FakeTensor)
+        assert drawn.item() == 1
+        assert [bool(drawn < bound) for bound in (0.0, 1.0, 2.0)] == [False, False, True]
+        assert [bool(drawn <= bound) for bound in (0.0, 1.0, 2.0)] == [False, True, True]
+        assert [bool(drawn > bound) for bound in (0.0, 1.0, 2.0)] == [True, False, False]
+        assert [bool(drawn >= bound) for bound in (0.0, 1.0, 2.0)] == [True, True, False]
+
+
+class _Dropping(nn.Module):
+    """Layers that are skipped at random in train mode, as those of several families are."""
+
+    def __init__(self, layerdrop: float) -> None:
+        super().__init__()
+        self.layerdrop = layerdrop
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            if self.training and torch.rand([]) < self.layerdrop:
+                continue
+            hidden = layer(hidden)
+        return hidden
+
+
+def test_no_layer_is_dropped_where_none_can_be() -> None:
+    """OPT of transformers 5.17 draws a number for each in train mode, where gradient checkpointing is."""
+    with weightless():
+        model = _Dropping(0.0).train()
+        model(torch.empty(2, 8)).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
 
 
 def test_weights_and_states_are_counted_once() -> None:

@@ -13,6 +13,9 @@ import torch
 from conftest import ADAMW, LORA, ZO, Lab, same
 
 from zobench import train
+from zobench.objective import Objective
+from zobench.optim.step import StepInfo
+from zobench.optim.zo_sgd import ZOSGD
 
 RUN_KEYS = {
     "kind", "schema", "run_id", "suite", "model", "task", "scheme", "optimizer", "precision", "schedule", "seed",
@@ -158,6 +161,26 @@ def test_gradient_checkpointing_changes_no_loss(lab: Lab) -> None:
     ]
     assert len(losses[0]) == 2
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_matrices_are_multiplied_as_the_precision_says(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each step, whatever an earlier run of the process had set."""
+    before = torch.get_float32_matmul_precision()
+    seen: list[str] = []
+    step = ZOSGD.step
+
+    def watched(self: ZOSGD, objective: Objective) -> StepInfo:
+        seen.append(torch.get_float32_matmul_precision())
+        return step(self, objective)
+
+    monkeypatch.setattr(ZOSGD, "step", watched)
+    try:
+        for precision, setting in (("tf32", "high"), ("fp32", "highest"), ("tf32", "high"), ("bf16", "highest")):
+            seen.clear()
+            lab.run(*ZO, f"precision={precision}", "budget.amount=2", force=True)
+            assert seen == [setting] * 2
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_merit_prefers_the_metric_then_the_loss_then_the_earlier_step() -> None:

@@ -35,7 +35,8 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
     """Of a step on a minibatch of ``rows``, as many as the run's ``batch_size``.
 
     The model, the scheme and the optimizer are the run's own, on tensors without values; so is the step. Attention is
-    that of a kernel which keeps no matrix of scores, unless ``model.attention`` is eager.
+    that of a kernel which keeps no matrix of scores, unless ``model.attention`` is eager. A mask that the model gives
+    its attention counts, though a step outside a CUDA graph may read that nothing is masked and go without.
 
     Raises:
         ModelError: the model's config or the tokenizer cannot be had, or the scheme does not go with the model.

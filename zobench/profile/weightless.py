@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,29 +13,38 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 ROUND = 512  # bytes to which torch's CUDA allocator rounds up
+ORDER: dict[Any, Callable[[Any, Any], bool]] = {
+    torch.ops.aten.lt.Scalar: operator.lt, torch.ops.aten.le.Scalar: operator.le,
+    torch.ops.aten.gt.Scalar: operator.gt, torch.ops.aten.ge.Scalar: operator.ge,
+}  # fmt: skip
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, bytes of the storages that live are counted: ``live`` now, ``peak`` at most.
 
-    A number that is asked of a tensor without values is 1, and two such tensors are equal: enough to run code that
-    decides on its losses.
+    A number that is asked of a tensor without values is 1, and so it is less or more than another number; two such
+    tensors are equal: enough to run code that decides on its losses, or skips a layer where a random number is less
+    than 0.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live, self.peak = 0, 0
         self._seen: dict[int, weakref.ref[Any]] = {}
+        self._order: Any = WeakTensorKeyDictionary()  # what a comparison with a number says, by its result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True if args[0].dtype == torch.bool else 1
+            return self._order.get(args[0], True) if args[0].dtype == torch.bool else 1
         if func is torch.ops.aten.equal.default:
             return True
         made = func(*args, **(kwargs or {}))
+        if func in ORDER:
+            self._order[made] = ORDER[func](1, args[1])
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self.note(leaf)
