@@ -27,9 +27,9 @@ from zobench.engine.slot import Stream
 from zobench.precision import Precision
 from zobench.run import Bench, RunSpec, build, make_optimizer
 
-N_STEP = 3
+N_STEP = 2
 LR = 1e-2
-FAILING = ("zo_sgd zo_adam zo_sgd_block block-jacobi-q2 block-magnitude mezo_svrg forward_grad fresh-block").split()
+FAILING = "zo_sgd zo_adam zo_sgd_block block-jacobi-q2 block-magnitude forward_grad".split()
 
 
 @elsewhere
@@ -258,8 +258,8 @@ def test_the_host_does_not_wait() -> None:
 @here
 def test_losses_slots_and_buffers_are_used_again() -> None:
     """More forwards than there are slots, and a plan that the first buffers have no room for."""
-    course = made("zo_sgd", True, zo_eps=0.1, lr=LR, q=40)
-    plain = made("zo_sgd", False, zo_eps=0.1, lr=LR, q=40)
+    course = made("zo_sgd", True, zo_eps=0.1, lr=LR, q=12)
+    plain = made("zo_sgd", False, zo_eps=0.1, lr=LR, q=12)
     for _ in range(2):
         course.steps(1)
         plain.steps(1)

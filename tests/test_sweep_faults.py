@@ -26,8 +26,8 @@ from runners import suite
 from runners import sweep as sweeping
 from runners.job import of_machine
 
-KILLS = int(os.environ.get("ZOBENCH_FAULT_KILLS", "4"))
-LONG = KILLS > 4  # more kinds of runs, and longer ones
+KILLS = int(os.environ.get("ZOBENCH_FAULT_KILLS", "3"))
+LONG = KILLS > 3  # more kinds of runs, and longer ones
 PATIENCE_S = 600.0
 STEPS = 400 if LONG else 60
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import math
@@ -76,7 +77,8 @@ def locate(target: str) -> Callable[..., Any]:
     return found
 
 
-def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+@functools.cache  # a suite asks for the same ones thousands of times
+def parameters(target: Callable[..., Any]) -> Mapping[str, tuple[Any, bool]]:
     """Arguments of a callable by name: (type hint, is required). ``**kwargs`` of a class stands for its bases'."""
     inits = [c.__init__ for c in target.__mro__] if isinstance(target, type) else [target]  # type: ignore[misc]
     found: dict[str, tuple[Any, bool]] = {}
