@@ -88,7 +88,7 @@ def _round(x, counter, name, key, dtype: tl.constexpr, STOCHASTIC: tl.constexpr,
     """x (BLOCK,) as ``dtype``: to nearest even, or for bfloat16 stochastically with the bits of ``key``."""
     if STOCHASTIC or (dtype == tl.bfloat16 and not NATIVE):  # the interpreter truncates
         bits = x.to(tl.uint32, bitcast=True)
-        add = interleave(halves(counter, name, key), BLOCK) if STOCHASTIC else ((bits >> 16) & 1) + 0x7FFF
+        add = interleave(halves(counter, name, key, NATIVE), BLOCK) if STOCHASTIC else ((bits >> 16) & 1) + 0x7FFF
         quiet = tl.where((bits & 0x007FFFFF) != 0, bits | 0x00400000, bits)  # a nan stays one, whatever its payload
         bits = tl.where((bits & 0x7F800000) == 0x7F800000, quiet, bits + add)
         value = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
@@ -98,11 +98,12 @@ def _round(x, counter, name, key, dtype: tl.constexpr, STOCHASTIC: tl.constexpr,
 
 
 @triton.jit
-def _chosen(at, counter, start, left, name, keep, MASK: tl.constexpr, PARTIAL: tl.constexpr, BLOCK: tl.constexpr):
+def _chosen(at, counter, start, left, name, keep, MASK: tl.constexpr, PARTIAL: tl.constexpr, NATIVE: tl.constexpr,
+            BLOCK: tl.constexpr):  # fmt: skip
     """(BLOCK,) int1: which elements take part. ``at``: the chunk's stored bits; ``keep``: (key, limit) of a random
     mask."""
     if MASK == "random":
-        h = halves(counter, name, keep[0])
+        h = halves(counter, name, keep[0], NATIVE)
         limit = keep[1]
         kept = (h[0] < limit, h[1] < limit, h[2] < limit, h[3] < limit,
                 h[4] < limit, h[5] < limit, h[6] < limit, h[7] < limit)  # fmt: skip
@@ -157,7 +158,7 @@ def _block(at, place, start, values, n_streams, scale, rounding, keys, coefs, ke
         states = states + (_read(at[2 + j] + offset, inside, PARTIAL),)  # noqa: RUF005 (Triton has no starred ones)
     kept = inside
     if MASK != "none":
-        kept = _chosen(at[4], counter, start, left, name, keep, MASK, PARTIAL, BLOCK)
+        kept = _chosen(at[4], counter, start, left, name, keep, MASK, PARTIAL, NATIVE, BLOCK)
     x = _as_real(theta, real, NATIVE)
     delta = zeros(real, BLOCK // 8)
     moved = zeros(real, BLOCK // 8)

@@ -18,6 +18,10 @@ _M1 = tl.constexpr(stream.M1)
 _W0 = tl.constexpr(stream.W0)
 _W1 = tl.constexpr(stream.W1)
 _ROUNDS = tl.constexpr(stream.ROUNDS)
+# Both halves of a product at once: left to itself, ptxas makes them by two multiplications where registers are short.
+_PRODUCT = "{{ .reg .u64 p; mul.wide.u32 p, $2, {:#x}; mov.b64 {{$0, $1}}, p; }}"
+_TIMES_M0 = tl.constexpr(_PRODUCT.format(stream.M0))
+_TIMES_M1 = tl.constexpr(_PRODUCT.format(stream.M1))
 # A 16-bit half h under these bits is the float 2^23 + h: a bit operation, where a conversion would take its turn on the
 # special-function units, which two streams fill. Then (2^23 + h) SCALE + SHIFT = (h + 1/2) / 2^16, without rounding.
 _MAGIC = tl.constexpr(0x4B000000)
@@ -29,30 +33,36 @@ _UNIT = tl.constexpr(-1.1774100225154747)
 
 
 @triton.jit
-def _words(c0, low, high, k0, k1):
+def words(c0, low, high, k0, k1, NATIVE: tl.constexpr):
     """Philox4x32-10 at counters (c0, 0, low, high): four words, uint32, from c0 uint32 (N,) and uint32 scalars.
 
-    Half the work of the first two rounds is on scalars, once a program; 64-bit products are one instruction each.
+    Half the work of the first two rounds is on scalars, once a program.
     """
     c1 = tl.full([], 0, tl.uint32)
     c2 = low
     c3 = high
     for _ in tl.static_range(_ROUNDS):
-        p0 = c0.to(tl.uint64) * _M0
-        p1 = c2.to(tl.uint64) * _M1
-        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
-        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1 = p1.to(tl.uint32)
-        c3 = p0.to(tl.uint32)
+        if NATIVE:
+            low0, high0 = tl.inline_asm_elementwise(_TIMES_M0, "=r,=r,r", [c0], (tl.uint32, tl.uint32), True, 1)
+            low1, high1 = tl.inline_asm_elementwise(_TIMES_M1, "=r,=r,r", [c2], (tl.uint32, tl.uint32), True, 1)
+        else:
+            p0 = c0.to(tl.uint64) * _M0
+            p1 = c2.to(tl.uint64) * _M1
+            low0, high0 = p0.to(tl.uint32), (p0 >> 32).to(tl.uint32)
+            low1, high1 = p1.to(tl.uint32), (p1 >> 32).to(tl.uint32)
+        c0 = high1 ^ c1 ^ k0
+        c2 = high0 ^ c3 ^ k1
+        c1 = low1
+        c3 = low0
         k0 = k0 + _W0
         k1 = k1 + _W1
     return c0, c1, c2, c3
 
 
 @triton.jit
-def halves(counter, name, key):
+def halves(counter, name, key, NATIVE: tl.constexpr):
     """The 16 bits of each element of (N,) counters, `stream.bits`: eight uint32."""
-    w = _words(counter, name[0], name[1], key[0], key[1])
+    w = words(counter, name[0], name[1], key[0], key[1], NATIVE)
     low = w[0] & 0xFFFF, w[1] & 0xFFFF, w[2] & 0xFFFF, w[3] & 0xFFFF
     return low[0], w[0] >> 16, low[1], w[1] >> 16, low[2], w[2] >> 16, low[3], w[3] >> 16
 
@@ -86,7 +96,7 @@ def _pair(word, coef, GAUSSIAN: tl.constexpr, NATIVE: tl.constexpr):
 @triton.jit
 def noise(counter, name, key, coef, GAUSSIAN: tl.constexpr, NATIVE: tl.constexpr):
     """coef z of the elements of (N,) counters: eight float32."""
-    w0, w1, w2, w3 = _words(counter, name[0], name[1], key[0], key[1])
+    w0, w1, w2, w3 = words(counter, name[0], name[1], key[0], key[1], NATIVE)
     z0, z1 = _pair(w0, coef, GAUSSIAN, NATIVE)
     z2, z3 = _pair(w1, coef, GAUSSIAN, NATIVE)
     z4, z5 = _pair(w2, coef, GAUSSIAN, NATIVE)
