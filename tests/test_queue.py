@@ -55,9 +55,6 @@ class Planned(Plain):
         n, how = self.fail or (0, "")
         return self.later.evaluate(Evaluation(self, n == self.n_evaluation, how))
 
-    def backward(self, layer: int = 0) -> Tensor:
-        raise NotImplementedError
-
     def jvp(self, tangent: Any) -> tuple[Tensor, Tensor]:
         if self.later is not None:
             self.later.run()
