@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -14,6 +15,7 @@ from zobench.engine.late import Late
 from zobench.forward import Forward
 from zobench.forward_mode import Tangent, jvp
 from zobench.generation import Generator, Judge, Writer
+from zobench.gradients import Gradients, by_autograd
 from zobench.layers import Layers
 from zobench.losses import Loss
 from zobench.scoring import Batch, Scorer
@@ -115,6 +117,7 @@ class TaskObjective:
             the mean token F1 of the texts that the model writes. It counts as one forward, as each token of prompt and
             text runs through the model once; the tokens written count besides those of the prompts.
         score: what makes whole forwards without a graph of autograd; None is the scorer itself.
+        gradients: what makes gradients; None is autograd.
         n_minibatch: how many minibatches this one is as large as.
         layer: see ``above``.
         later: where forwards are planned while it plans; the parts are on the host then.
@@ -127,6 +130,7 @@ class TaskObjective:
     loss: Loss = "cross_entropy"
     minibatches: Others | None = None
     score: Callable[[Batch], Tensor] | None = None
+    gradients: Gradients | None = None
     writer: Writer | None = None
     n_minibatch: int = 1
     layer: int = 0
@@ -155,17 +159,11 @@ class TaskObjective:
         return torch.cat([losses.differentiable(self.loss, self.scorer(part), part) for part in parts])
 
     def backward(self, layer: int = 0) -> Tensor:
-        parts = self._ready()
-        n = losses.size(self.loss, parts)
-        total = torch.zeros((), device=parts[0].labels.device)
-        for part in parts:
-            with torch.enable_grad():
-                loss = losses.differentiable(self.loss, self.scorer(part), part).sum() / n
-                loss.backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach()
+        make = self.gradients or functools.partial(by_autograd, self.scorer)
+        loss = make(self.loss, self._ready())
         self._count_forward(1.0)
         self.meter.n_backward += self.n_minibatch * self.layers.share(layer)
-        return total
+        return loss
 
     def jvp(self, tangent: Tangent) -> tuple[Tensor, Tensor]:
         if self.loss not in losses.DIFFERENTIABLE:

@@ -14,9 +14,10 @@ from zobench import placement, probe
 from zobench.budget import Budget
 from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
-from zobench.engine.capture import one_stream
+from zobench.engine.capture import Captures, one_stream
 from zobench.evaluate import Told, evaluate, evaluate_texts
 from zobench.generation import Generator, Judge, Writer
+from zobench.gradients import GraphedGradients
 from zobench.graphs import GraphedScorer
 from zobench.identity import digest
 from zobench.layers import Layers
@@ -165,6 +166,7 @@ class Bench:
     meter: Meter
     layers: Layers
     score: Callable[[Batch], torch.Tensor]  # forwards without autograd
+    gradients: GraphedGradients | None = None  # None: by autograd
     writer: Writer | None = None  # of a generation task
     later: Queue | None = None  # of steps that are planned ahead; minibatches are on the host then
 
@@ -182,8 +184,8 @@ class Bench:
         first = step * self.optimizer.minibatches
         return TaskObjective(
             self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
-            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.writer,
-            later=self.later,
+            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.gradients,
+            self.writer, later=self.later,
         )  # fmt: skip
 
     def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
@@ -213,7 +215,7 @@ def build(spec: RunSpec) -> Bench:
         reserve=spec.task.max_new_tokens,
     )  # fmt: skip
     spec.precision.apply()
-    if spec.device.type == "cuda" and spec.is_zo and spec.model.device_map is None:
+    if spec.device.type == "cuda" and spec.model.device_map is None:
         one_stream(spec.device)
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
@@ -250,6 +252,7 @@ def build(spec: RunSpec) -> Bench:
         nulls=given.nulls, optimizer=optimizer, rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if graphed else scorer, later=later,
+        gradients=GraphedGradients(scorer, list(model.parameters()), Captures()) if graphed else None,
         writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
     )  # fmt: skip
 

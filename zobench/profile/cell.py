@@ -159,7 +159,8 @@ def _unplanned(bench: Bench) -> Iterator[None]:
 
 def _why_eager(bench: Bench) -> str | None:
     """Why something was not replayed as a CUDA graph that could have been."""
-    whys = [getattr(bench.score, "why_eager", None), *(bench.later.why_eager if bench.later is not None else [])]
+    whys = [getattr(made, "why_eager", None) for made in (bench.score, bench.gradients)]
+    whys += bench.later.why_eager if bench.later is not None else []
     return "; ".join(why for why in whys if why is not None) or None
 
 
