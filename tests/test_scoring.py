@@ -260,9 +260,10 @@ def test_a_batch_counts_tokens_without_padding_and_shares_rows_of_one_token_opti
     single, many = collate(SINGLE, CPU, PAD), collate(MANY, CPU, PAD)
     assert single.ids.shape == (3, 16)
     assert (single.n_example, single.n_token) == (3, 3 + 11 + 2)
-    # A row an option; its last token is predicted, never read.
-    assert many.ids.shape == (6, 16)
-    assert (many.n_example, many.n_token) == (3, (3 + 2) + 3 + (9 + 1) * 2 + 2 + (2 + 3))
+    # A row an option of several tokens, whose last token is predicted, never read; one of one token rides on another's.
+    assert many.ids.shape == (4, 16)
+    assert (many.n_example, many.n_token) == (3, (3 + 2) + (9 + 1) * 2 + (2 + 3))
+    assert collate(SINGLE, CPU, PAD, normalised=True).ids.equal(single.ids)
 
 
 @torch.no_grad()
@@ -278,9 +279,10 @@ def test_half_precision_models_give_float32_scores(examples: list[Encoded]) -> N
     if batch.counts is None:
         expected = logits.gather(1, batch.option_ids)
     else:
-        picked = log_softmax(logits, dim=-1).gather(1, batch.option_ids[:, None])[:, 0]
-        rows = [picked[batch.rows == row].mean() for row in range(len(batch.ids))]
-        expected = torch.stack(rows).view(batch.n_example, -1)
+        assert batch.predictors is not None
+        picked = log_softmax(logits, dim=-1)[batch.predictors].gather(2, batch.option_ids[..., None])[..., 0]
+        means = [of_option[:n].mean() for of_option, n in zip(picked, batch.counts, strict=True)]
+        expected = torch.stack(means).view(batch.n_example, -1)
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(scores, scores.bfloat16().float())
     assert TaskObjective(Scorer(model), Layers(model), [batch], Meter())().dtype == torch.float32

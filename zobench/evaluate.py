@@ -11,7 +11,7 @@ from torch import Tensor
 from zobench.calibration import Nulls
 from zobench.generation import Writer
 from zobench.losses import option_losses
-from zobench.scoring import Batch, collate
+from zobench.scoring import Batch, collate, n_row
 from zobench.tasks.encoding import Encoded, taught
 
 Told = Callable[[int, int], None]  # called with how many rows are done, and of how many
@@ -31,8 +31,7 @@ def evaluate(
     """``accuracy``: share of examples whose highest-scored option is a right one; ``loss``: mean of `option_losses`.
 
     Args:
-        batch_size: rows a forward. An example is a row if its options are of one token each, else a row an option;
-            an example of more rows is scored in several forwards.
+        batch_size: rows a forward, see `scoring.Batch`; an example of more rows is scored in several forwards.
         nulls: for calibrated scores, see `Nulls`; None is the mean log-probability of each option.
         told: of the progress.
     """
@@ -105,17 +104,16 @@ def option_scores(
     """
     found = torch.full((len(examples), max(len(e.option_ids) for e in examples)), -torch.inf, dtype=torch.float64)
     single = [not normalised and all(len(o) == 1 for o in example.option_ids) for example in examples]
-    n_row = sum(1 if one else len(example.option_ids) for one, example in zip(single, examples, strict=True))
-    n_done = 0
+    n_all, n_done = sum(n_row(example.option_ids) for example in examples), 0
     for one, piece in _pieces(examples, single, batch_size):
         parts = [replace(examples[i], option_ids=examples[i].option_ids[js], label=(0,)) for i, js in piece]
         scores = scorer(collate(parts, device, pad_id, normalised=not one)).double().cpu()
         for (i, js), of_part, part in zip(piece, scores, parts, strict=True):
             n_token = torch.tensor([len(option) for option in part.option_ids] if summed else 1)
             found[i, js] = of_part[: len(part.option_ids)] * n_token
-            n_done += 1 if one else len(part.option_ids)
+            n_done += n_row(part.option_ids)
         if told is not None:
-            told(n_done, n_row)
+            told(n_done, n_all)
     return found
 
 
@@ -132,12 +130,15 @@ def _pieces(
     for i in by_length:
         if single[i]:
             continue
-        first, n_option = 0, len(examples[i].option_ids)
-        while first < n_option:
-            last = min(first + room, n_option)
-            piece.append((i, slice(first, last)))
-            room -= last - first
-            first = last
+        first, options = 0, examples[i].option_ids
+        while first < len(options):
+            last = first
+            while last < len(options) and n_row(options[first : last + 1]) <= room:
+                last += 1
+            if last > first:
+                piece.append((i, slice(first, last)))
+                room -= n_row(options[first:last])
+                first = last
             if room == 0:
                 yield False, piece
                 piece, room = [], batch_size

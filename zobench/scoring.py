@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,16 +22,17 @@ PAD_TO = 8  # row lengths are rounded up to this, so that few shapes occur
 class Batch:
     """Rows of token ids, padded on the right, and where their options are read.
 
-    With options of one token each there is one row an example; else one row an option. n_option is that of the example
-    with the most options.
+    An example has a row for each option of several tokens, and one in any case: what predicts an option's first token
+    is the same for all its options. n_option is that of the example with the most options.
     """
 
     ids: Tensor  # (R, T) int64
     labels: Tensor  # (B,) int64: the first right option
-    option_ids: Tensor  # one-token options: (B, n_option) int64; else (N,) int64, the option tokens of all rows
-    rows: Tensor  # one-token options: (B,) int64; else (N,) int64: the row that predicts each
-    columns: Tensor  # like rows: the position that predicts each
-    counts: Tensor | None  # None for one-token options; else (R,) int64: option tokens of each row
+    option_ids: Tensor  # one-token options: (B, n_option) int64; else (O, L) int64, the tokens of all options, padded
+    rows: Tensor  # (P,) int64: in which row something is predicted; one-token options: (B,)
+    columns: Tensor  # like rows: at which position
+    predictors: Tensor | None  # None for one-token options; else (O, L) int64: which of the P predicts each token
+    counts: Tensor | None  # None for one-token options; else (O,) int64: tokens of each option
     lengths: Tensor  # (R,) int64: tokens of each row, without padding
     absent: Tensor | None  # (B, n_option) bool: where an example has no such option; None if all have n_option
     right: Tensor | None  # (B, n_option) bool: the right options; None if each example has one alone
@@ -52,36 +54,46 @@ class Batch:
         return replace(self, **moved)
 
 
+def n_row(options: Sequence[Sequence[int]]) -> int:
+    """Rows of an example with options of several tokens, see `Batch`; ``options``: their tokens."""
+    return max(1, sum(len(option) > 1 for option in options))
+
+
 def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, normalised: bool = False) -> Batch:
     """A batch of encoded examples.
 
     Args:
-        normalised: options of one token get a row each, too, so that their scores are log-probabilities over the whole
-            vocabulary.
+        normalised: options of one token are treated as those of several, so that their scores are log-probabilities
+            over the whole vocabulary.
     """
     single = not normalised and all(len(option) == 1 for example in examples for option in example.option_ids)
     n_option = [len(example.option_ids) for example in examples]
     widest = max(n_option)
     rows: list[tuple[int, ...]] = []
-    option_ids: list[Any] = []
+    option_ids: list[Sequence[int]] = []
+    predictors: list[list[int]] = []
     where_row: list[int] = []
     where_column: list[int] = []
-    counts: list[int] = []
     for example in examples:
         first = len(example.prompt_ids) - 1 if example.mask is None else example.mask
+        of_prompt = len(where_row)
+        where_row.append(len(rows))
+        where_column.append(first)
         if single:
-            where_row.append(len(rows))
-            where_column.append(first)
             words = [option[0] for option in example.option_ids]
             option_ids.append([*words, *words[:1] * (widest - len(words))])
             rows.append(example.prompt_ids)
             continue
         for option in example.option_ids:
-            where_row.extend([len(rows)] * len(option))
-            where_column.extend(range(first, first + len(option)))
-            option_ids.extend(option)
-            counts.append(len(option))
-            rows.append((*example.prompt_ids, *option[:-1]))  # the last option token is predicted, never read
+            n_more = len(option) - 1
+            option_ids.append(option)
+            predictors.append([of_prompt, *range(len(where_row), len(where_row) + n_more)])
+            if n_more:
+                where_row.extend([len(rows)] * n_more)
+                where_column.extend(range(first + 1, first + 1 + n_more))
+                rows.append((*example.prompt_ids, *option[:-1]))  # the last option token is predicted, never read
+        if where_row[of_prompt] == len(rows):  # no option has more than one token
+            rows.append(example.prompt_ids)
     longest = -(-max(len(row) for row in rows) // PAD_TO) * PAD_TO
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
@@ -90,16 +102,21 @@ def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, norma
     def on_device(values: Any, dtype: type = np.int64) -> Tensor:
         return torch.from_numpy(np.array(values, dtype=dtype)).to(device)
 
+    def padded(lists: Sequence[Sequence[int]]) -> Tensor:
+        most = max(map(len, lists))
+        return on_device([[*one, *[0] * (most - len(one))] for one in lists])
+
     def grid(chosen: list[set[int]]) -> Tensor:
         return on_device([[j in js for j in range(widest)] for js in chosen], np.bool_)
 
     return Batch(
         ids=torch.from_numpy(ids).to(device),
         labels=on_device([example.label[0] for example in examples]),
-        option_ids=on_device(option_ids),
+        option_ids=padded(option_ids),
         rows=on_device(where_row),
         columns=on_device(where_column),
-        counts=None if single else on_device(counts),
+        predictors=None if single else padded(predictors),
+        counts=None if single else on_device([len(option) for option in option_ids]),
         lengths=on_device([len(row) for row in rows]),
         absent=None if min(n_option) == widest else grid([set(range(n, widest)) for n in n_option]),
         right=None if all(len(e.label) == 1 for e in examples) else grid([set(e.label) for e in examples]),
@@ -128,8 +145,7 @@ class Scorer:
         self.body, self.head = self._run.module, self._head.embedding
 
     def hidden(self, batch: Batch) -> Tensor:
-        """What the output embedding reads to predict each option token, float32 or wider: (B, d) for one-token options,
-        else (N, d)."""
+        """(P, d): what the output embedding reads to predict option tokens, float32 or wider."""
         return self._head.features(self._read(batch))
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -138,17 +154,21 @@ class Scorer:
         if batch.counts is None:
             scores = self._head.logits(read, batch.option_ids).to(batch.labels.device)
             return scores if batch.absent is None else scores.masked_fill(batch.absent, -torch.inf)
-        logits = self._head.logits(read, batch.option_ids[:, None])[:, 0]
-        log_probs = (logits - self._head.log_normaliser(read)).to(batch.labels.device)
-        totals = torch.zeros(batch.counts.shape[0], dtype=log_probs.dtype, device=log_probs.device)
-        means = totals.index_add(0, batch.rows, log_probs) / batch.counts
+        assert batch.predictors is not None
+        which, tokens = batch.predictors.flatten().to(read.device), batch.option_ids.flatten()
+        logits = self._head.logits(read[which], tokens[:, None])[:, 0]
+        normaliser = self._head.log_normaliser(read)
+        log_probs = (logits - normaliser[which.to(normaliser.device)]).to(batch.labels.device)
+        there = torch.arange(batch.option_ids.shape[1], device=batch.labels.device) < batch.counts[:, None]
+        # Summed along rows and not by index_add, whose order of addition on a GPU is not the same each time.
+        means = log_probs.view_as(there).masked_fill(~there, 0.0).sum(1) / batch.counts
         if batch.absent is None:
             return means.view(batch.n_example, -1)
         present = ~batch.absent
-        row_of = (present.flatten().cumsum(0) - 1).clamp(min=0).view_as(present)  # rows come example by example
-        return means[row_of].masked_fill(batch.absent, -torch.inf)
+        number = (present.flatten().cumsum(0) - 1).clamp(min=0).view_as(present)  # options come example by example
+        return means[number].masked_fill(batch.absent, -torch.inf)
 
     def _read(self, batch: Batch) -> Tensor:
-        """(B, d) or (N, d), in the model's dtype: the body's output where options are predicted."""
+        """(P, d), in the model's dtype: the body's output where options are predicted."""
         hidden = self._run(batch.ids, batch.lengths)
         return hidden[batch.rows.to(hidden.device), batch.columns.to(hidden.device)]
