@@ -5,6 +5,7 @@ A process that is forked after CUDA was asked for anything cannot use it.
 
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,9 @@ def cuda_asleep() -> Iterator[None]:
             os.environ[NVML] = before
 
 
+# multiprocessing runs the main module in each process though it is imported here, which is why that takes no time, and
+# Python wonders.
+warnings.filterwarnings("ignore", ".*found in sys.modules after import of package", RuntimeWarning)
 with cuda_asleep():
     for name in MODULES:
         importlib.import_module(name)

@@ -17,6 +17,7 @@ from zobench.engine.groups import groups_of, slots_of
 from zobench.forward_mode import jvp
 from zobench.layers import Layers
 from zobench.objective import Meter, TaskObjective
+from zobench.run import build
 from zobench.scoring import Scorer, collate
 from zobench.tasks.encoding import Encoded
 
@@ -102,3 +103,28 @@ def test_a_model_that_the_gpus_have_no_room_for_is_out_of_memory() -> None:
     with pytest.raises(torch.OutOfMemoryError, match=r"^model\.device_map: the GPUs have no room .* lies on meta$"):
         placement.check_room(model, CPU)
     placement.check_room(model[0], CPU)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("scheme", ["full", "lora", "prefix"])
+@pytest.mark.parametrize("optimizer", ["zo_sgd", "zo_adam", "adamw", "forward_grad"])
+def test_two_gpus_take_the_steps_of_one(scheme: str, optimizer: str) -> None:
+    """The same z wherever a tensor lies, so the same course but for the rounding of other kernels."""
+    overrides = ["model=tiny", "task=toy", "device=cuda", f"scheme={scheme}", f"optimizer={optimizer}"]
+    decoder = {"embed_tokens": 0, "embed_positions": 0, "layers.0": 0, "layers.1": 1, "final_layer_norm": 1}
+    written = ",".join(f"model.decoder.{part}: {gpu}" for part, gpu in decoder.items()) + ",lm_head: 0"
+    one, two = (build(spec_of([*overrides, *more])) for more in ([], [f"model.device_map={{{written}}}"]))
+    assert not placement.spread(one.model)
+    assert placement.spread(two.model)
+    starts = [[p.cpu() for p in bench.trainable] for bench in (one, two)]
+    for step in range(3):
+        losses = [float(bench.optimizer.step(bench.objective(step)).loss) for bench in (one, two)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    one.home()
+    two.home()
+    ends = [[p.cpu() for p in bench.trainable] for bench in (one, two)]
+    moves = [
+        torch.cat([(q - p).flatten() for p, q in zip(*way, strict=True)]) for way in zip(starts, ends, strict=True)
+    ]
+    assert float(moves[0].norm()) > 0
+    assert float((moves[0] - moves[1]).norm()) <= 1e-2 * float(moves[0].norm())
