@@ -467,3 +467,28 @@ def test_a_state_of_another_optimizer_is_refused() -> None:
     for state in (master.state_dict(), other.state_dict()):
         with pytest.raises((ValueError, KeyError, RuntimeError, TypeError)):
             plain.load_state_dict(state)
+
+
+class Elsewhere(torch.optim.SGD):
+    """Works on the default stream, and slowly."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.cuda.stream(torch.cuda.default_stream()):
+            torch.cuda._sleep(200_000_000)
+            super().step(closure)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_library_that_works_on_the_default_stream_is_waited_for() -> None:
+    """bitsandbytes does. A forward that overtook it would read old weights, and a replay overwrite its gradients."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        weight = torch.nn.Parameter(torch.zeros(4, device="cuda"))
+
+        class Linear:
+            def backward(self) -> Tensor:
+                weight.grad = -torch.ones_like(weight)
+                return torch.zeros((), device="cuda")
+
+        FirstOrder(partial(Elsewhere, lr=1.0), [("w", weight)]).step(cast(Any, Linear()))
+        assert torch.equal(weight.detach().clone(), torch.ones(4, device="cuda"))

@@ -72,7 +72,7 @@ def _masks_as_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_step_without_values_takes_what_a_real_one_takes(optimizer: list[str], scheme: str) -> None:
     overrides = [*TINY, f"optimizer={optimizer[0]}", *optimizer[1:], f"scheme={scheme}"]
     said = _said(spec_of(overrides))
-    there = said.peak - said.weights - said.states
+    there = said.tensors - said.weights - said.states
     assert there == pytest.approx(_activations(overrides), rel=0.02, abs=4096)
 
 

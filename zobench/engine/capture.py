@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,8 +15,24 @@ def one_stream(device: torch.device) -> None:
     cuBLAS keeps a workspace of tens of MiB for every stream it ran on, so captures on a stream of their own, beside
     eager work on the default one, would take more memory than a forward does.
     """
-    torch.cuda.synchronize(device)
-    torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        torch.cuda.synchronize(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def default_stream_too(device: torch.device) -> Iterator[None]:
+    """What is within may go to the default stream, as kernels of libraries do that know of no other: it comes after all
+    work before, and before all work after. Streams of torch's do not wait for that one by themselves."""
+    if device.type != "cuda" or torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        yield
+        return
+    current, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
+    default.wait_stream(current)
+    try:
+        yield
+    finally:
+        current.wait_stream(default)
 
 
 class Captures:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from zobench.config import Range, require
+from zobench.engine.capture import default_stream_too
 from zobench.objective import Objective
 from zobench.optim.step import StepInfo
 
@@ -53,6 +54,7 @@ class FirstOrder:
         self._max_grad_norm = max_grad_norm
         self._make = make
         self.inner = make(groups(self._masters))
+        self._elsewhere = not type(self.inner).__module__.startswith("torch.")  # may launch on whatever stream it likes
         self.memory: dict[str, Any] = {}  # of scalars, as the zeroth-order methods have; here the states hold all
 
     @property
@@ -100,7 +102,11 @@ class FirstOrder:
             if not math.isfinite(norm):
                 self._forget_gradients()
                 raise FloatingPointError(f"gradient norm {norm} at loss {loss}")
-        self.inner.step()
+        if self._elsewhere:
+            with default_stream_too(self._weights[0].device):
+                self.inner.step()
+        else:
+            self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         if self._masters is not self._weights:
             with torch.no_grad():

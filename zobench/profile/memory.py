@@ -14,6 +14,8 @@ from zobench.layers import Layers
 from zobench.minibatches import Minibatches
 from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
+from zobench.optim.first_order import FirstOrder
+from zobench.optim.hybrid import Hybrid
 from zobench.profile.weightless import Meter, refill, weightless
 from zobench.run import RunSpec, make_optimizer
 from zobench.schemes.linear_probe import LinearProbe
@@ -21,14 +23,25 @@ from zobench.scoring import Scorer
 from zobench.tasks.encoding import Encoded
 
 
+# What torch keeps for cuBLAS on Hopper, for each thread that multiplies; 8.1 MiB on older GPUs (pytorch/pytorch#89027).
+WORKSPACE = 2**25
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Bytes that torch allocates. ``weights``: of the model; ``states``: of masters, moments and copies, gradients
-    aside; ``peak``: at most within a step, all of these included. What CUDA and its libraries take comes on top."""
+    aside; ``tensors``: at most within a step, all of these included; ``workspaces``: of cuBLAS on a Hopper GPU. What
+    CUDA itself takes comes on top."""
 
     weights: int
     states: int
-    peak: int
+    tensors: int
+    workspaces: int
+
+    @property
+    def peak(self) -> int:
+        """On a GPU, at most within a step."""
+        return self.tensors + self.workspaces
 
 
 def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
@@ -61,7 +74,8 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
                 optimizer.step(objective)
         except Exception as error:  # what wants values where there are none fails in any way it likes
             raise ValueError(f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}") from error
-        return Prediction(weights, max(states, meter.live - weights), meter.peak)
+        threads = 2 if isinstance(optimizer, FirstOrder | Hybrid) else 1  # autograd goes backward in one of its own
+        return Prediction(weights, max(states, meter.live - weights), meter.peak, threads * WORKSPACE)
 
 
 def outline(spec: RunSpec) -> nn.Module:
