@@ -17,7 +17,7 @@ from conftest import TINY, Cli
 
 from analysis.load import load
 from runners import execute as execution
-from runners import submit, untrusted
+from runners import judge, submit, untrusted
 from runners.compose import spec_of
 from zobench import provenance
 
@@ -188,7 +188,7 @@ def test_what_breaks_the_protocol_is_refused(
 
 
 def test_a_commit_of_elsewhere_is_refused(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if submit._commit("0" * 40) == []:
+    if judge._commit("0" * 40) == []:
         pytest.skip("not a checkout with its history")
     _rewrite(record, lambda rows: rows[0]["git"].update(sha="0" * 40))
     assert "no commit of this checkout" in _refusal(record, capsys)
@@ -387,7 +387,7 @@ def test_a_place_that_a_record_names_is_not_opened(
 ) -> None:
     """The model and data are where the command or the project's config says."""
     opened: list[str] = []
-    monkeypatch.setattr(submit, "build", lambda spec: opened.append(json.dumps(spec.config)) or 1 / 0)
+    monkeypatch.setattr(judge, "build", lambda spec: opened.append(json.dumps(spec.config)) or 1 / 0)
     trap = str(tmp_path / "trap")
     _rewrite(record, lambda rows: (_config(rows, "model", path=trap), rows[0]["config"].update(out=trap, save=trap)))
     with pytest.raises(ZeroDivisionError):

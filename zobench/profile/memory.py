@@ -22,7 +22,6 @@ from zobench.schemes.linear_probe import LinearProbe
 from zobench.scoring import Scorer
 from zobench.tasks.encoding import Encoded
 
-
 # What torch keeps for cuBLAS on Hopper, for each thread that multiplies; 8.1 MiB on older GPUs (pytorch/pytorch#89027).
 WORKSPACE = 2**25
 
