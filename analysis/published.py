@@ -6,6 +6,7 @@ stands.
 """
 
 import csv
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -26,16 +27,23 @@ COLUMNS = (
 )
 SCORES = ("accuracy", "f1")
 ZERO_SHOT = "zero_shot"
+MASKED = "_mask"  # ends our names of tasks for masked models; the papers' names have no such end
+# What the papers call methods that train nothing, by our optimizer and scheme.
+WITHOUT_TRAINING = {("in_context", "full"): "icl", ("none", "linear_probe"): "linear_probe"}
+# What a published number is of where its setting says no more, of all that ours may be told apart by.
+USUAL: Row = {"loss": "differentiable", "start": None, "alignment": True, "q": 1, "q_schedule": "constant"}
 
 
 @dataclass(frozen=True)
 class Ours:
-    """A number of ours: ``text`` as shown, ``value`` in the unit of the published one, and on what it was trained."""
+    """A number of ours: ``text`` as shown, ``value`` in the unit of the published one, on what it was trained, and
+    ``how``, see USUAL."""
 
     text: str
     value: float
     n_train: float
     n_class: float
+    how: Row
 
 
 def read(path: Path = PUBLISHED) -> list[dict[str, str]]:
@@ -65,7 +73,11 @@ def compare(runs: pd.DataFrame, choices: Iterable[Choice], published: list[dict[
             if (row["model"], row["task"]) != (model, task):
                 continue
             key = (row["method"], task, model, row["scheme"], row["metric"])
-            found: list[Ours | None] = [each for each in ours.get(key, []) if _same_amount(row["n_train"], each)]
+            found: list[Ours | None] = [
+                each
+                for each in ours.get(key, [])
+                if _same_amount(row["n_train"], each) and each.how == said_how(row["setting"])
+            ]
             for mine in found or [None]:
                 difference = f"{mine.value - float(row['value']):+.1f}" if mine and row["value"] else ""
                 said = f"{row['value']} ± {row['std']}" if row["std"] else row["value"]
@@ -84,8 +96,9 @@ def compare(runs: pd.DataFrame, choices: Iterable[Choice], published: list[dict[
     none = f" No published number is known of {', '.join(sorted(named))}." if named else ""
     return Table(
         f"Published: {suite}",
-        "Published numbers, and ours where method, task, model, scheme and metric are the same; settings differ where "
-        "they say so. Scores in percent; memory_gb: 10^9 bytes, and what counts as memory differs. Nothing "
+        "Published numbers, and ours where method, task, model, scheme and metric are the same, and loss, prompt and "
+        "number of directions; other settings differ where they say so. Scores in percent; memory_gb: 10^9 bytes, and "
+        "what counts as memory differs. Nothing "
         f"published: the number could not be verified.{none}",
         tuple(sections),
         (*COLUMNS, "ours", "difference"),
@@ -100,8 +113,10 @@ def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, s
 
     def add(method: str, scheme: str, metric: str, of: Row, value: float, text: str) -> None:
         if math.isfinite(value):
-            said = Ours(text, value, of["n_train"], of["n_class"])
-            found.setdefault((method, of["task"], of["model"], scheme, metric), []).append(said)
+            how = how_made(json.loads(of["config"]), trains=method not in (ZERO_SHOT, *WITHOUT_TRAINING.values()))
+            said = Ours(text, value, of["n_train"], of["n_class"], how)
+            key = (method, of["task"].removesuffix(MASKED), of["model"], scheme, metric)
+            found.setdefault(key, []).append(said)
 
     starts: dict[tuple[str, str, str, str], list[Row]] = {}
     for run in runs:
@@ -116,18 +131,48 @@ def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, s
         done = [by_id[run_id] for run_id in choice.run_ids]
         if not done:
             continue
+        method, scheme = choice.optimizer, choice.scheme
+        if (method, scheme) in WITHOUT_TRAINING:
+            method, scheme = WITHOUT_TRAINING[method, scheme], ""
         where = variants.said(f"{choice.budget}, {choice.precision}", choice.variant)
         if done[0]["metric"] in SCORES:
             spread = "" if math.isnan(choice.test_std) else f" ± {100 * choice.test_std:.1f}"
             text = f"{100 * choice.test:.1f}{spread} ({choice.n_seed}; {where})"
-            add(choice.optimizer, choice.scheme, done[0]["metric"], done[0], 100 * choice.test, text)
+            add(method, scheme, done[0]["metric"], done[0], 100 * choice.test, text)
         peak = max(run["peak_train_bytes"] for run in done) / 1e9
         batch = variants.said(f"batch {done[0]['batch_size']}, {done[0]['hardware']}", choice.variant)
-        add(choice.optimizer, choice.scheme, "memory_gb", done[0], peak, f"{peak:.1f} ({batch})")
+        add(method, scheme, "memory_gb", done[0], peak, f"{peak:.1f} ({batch})")
         steps = [r["train_s"] / r["n_step"] for r in done if r["status"] == COMPLETED and r["n_step"] > 0]
         pace = median(steps) if steps else math.nan
-        add(choice.optimizer, choice.scheme, "seconds_per_step", done[0], pace, f"{pace:.3f} ({batch})")
+        add(method, scheme, "seconds_per_step", done[0], pace, f"{pace:.3f} ({batch})")
     return found
+
+
+def said_how(setting: str) -> Row:
+    """What a published number's ``setting`` says of USUAL."""
+    q = re.search(r"\bq=(\d+)(?: (\w+))?", setting)
+    return {
+        "loss": "score" if "loss=accuracy" in setting else USUAL["loss"],
+        "start": "linear_probe" if "start=linear_probe" in setting else USUAL["start"],
+        "alignment": "no prompt" not in setting,
+        "q": int(q[1]) if q else USUAL["q"],
+        "q_schedule": (q[2] if q else None) or USUAL["q_schedule"],
+    }
+
+
+def how_made(config: Row, *, trains: bool) -> Row:
+    """The same of a run's config, which may be of a time that knew less; of what trains nothing the prompt alone."""
+    optimizer, task = config.get("optimizer") or {}, config.get("task") or {}
+    shown = {"alignment": task.get("alignment", USUAL["alignment"])}
+    if not trains:
+        return {**USUAL, **shown}
+    return {
+        **shown,
+        "loss": "score" if config.get("loss") in ("accuracy", "f1") else USUAL["loss"],
+        "start": config.get("start"),
+        "q": optimizer.get("q", USUAL["q"]),
+        "q_schedule": optimizer.get("q_schedule", USUAL["q_schedule"]),
+    }
 
 
 def _same_amount(said: str, ours: Ours) -> bool:

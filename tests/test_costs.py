@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,6 +216,40 @@ def test_ours_stand_beside_published(tmp_path: Path) -> None:
         ("49.5", "50.0", "+0.5"),
         ("2", "1.1 (batch 16, x86_64, 2 CPUs)", "-0.9"),
     ]
+
+
+PAIRS: list[tuple[dict[str, str], dict[str, Any]]] = [  # a published row, and the run of ours that it is of
+    ({"model": "opt-13b", "task": "rte"}, {"model": "opt-13b", "task": "rte"}),
+    ({"model": "roberta-large", "task": "sst2"}, {"model": "roberta-large", "task": "sst2_mask"}),
+    ({}, {}),
+    ({"method": "icl", "scheme": ""}, {"optimizer": "in_context"}),
+    ({"method": "linear_probe", "scheme": ""}, {"optimizer": "none", "scheme": "linear_probe"}),
+    ({"setting": "loss=accuracy; f1 for squad"}, {"loss": "accuracy"}),
+    ({"setting": "loss=accuracy; f1 for squad", "task": "squad"}, {"loss": "f1", "task": "squad"}),
+    ({"setting": "start=linear_probe"}, {"start": "linear_probe"}),
+    ({"setting": "10000 forwards, q=4 constant"}, {"optimizer.q": 4}),
+    ({"setting": "10000 forwards, q=4 linear"}, {"optimizer.q": 4, "optimizer.q_schedule": "linear"}),
+    ({"setting": "10000 forwards, no prompt"}, {"task.alignment": False}),
+]
+
+
+def test_a_published_number_stands_beside_the_run_that_it_is_of_and_no_other(tmp_path: Path) -> None:
+    runs = []
+    for i, (_, ours) in enumerate(PAIRS):
+        names = {"task": "toy", "model": "tiny", "scheme": "full", "optimizer": "zo_sgd"}
+        path = whole_run(tmp_path / str(i), **{name: ours.get(name, usual) for name, usual in names.items()})
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for key, value in ours.items():
+            group, _, name = key.rpartition(".")
+            if key not in names:
+                config = lines[0]["config"]
+                (config.setdefault(group, {}) if group else config)[name] = value
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs.append(read(tmp_path / str(i)).runs)
+    for i, (row, _) in enumerate(PAIRS):
+        tables = [published.compare(run, choose(run), [_published(value="50", **row)], "demo") for run in runs]
+        beside = [any(line[6].text != "—" for part in table.sections for line in part.rows) for table in tables]
+        assert beside == [i == j for j in range(len(PAIRS))], row
 
 
 def test_the_published_file_is_well_formed() -> None:
