@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import build, leaderboard
 from runners import methods, tasks_page
@@ -24,7 +25,13 @@ def test_there_are_committed_results() -> None:
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.name)
-def test_committed_tables_regenerate_byte_for_byte(suite: Path, tmp_path: Path) -> None:
+def test_committed_tables_regenerate_byte_for_byte(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures are compared by the data behind them, so one suite's are drawn and the others' files left empty."""
+    if suite.name != "lab_precision":
+        monkeypatch.setattr(Figure, "get_layout_engine", lambda _: None)
+        monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())
     copied = tmp_path / "records" / suite.name
     copied.mkdir(parents=True)
     for record in [*suite.glob("*.jsonl"), *suite.glob("plan.json")]:
@@ -34,7 +41,7 @@ def test_committed_tables_regenerate_byte_for_byte(suite: Path, tmp_path: Path) 
     kept = {p.relative_to(suite) for folder in ("tables", "figures") for p in (suite / folder).glob("*")}
     assert set(made) == kept
     for name, path in made.items():
-        if path.suffix not in (".png", ".svg"):  # figures are compared by the data behind them
+        if path.suffix not in (".png", ".svg"):
             assert path.read_bytes() == (suite / name).read_bytes(), name
 
 
