@@ -501,8 +501,8 @@ def test_names_that_no_parameter_has() -> None:
     ("scheme", "names", "lines"),
     [
         ("full", "[lm_head,embed_tokns,fc1]",
-         ["lm_head: in no trainable parameter's name; it is tied to model.decoder.embed_tokens.weight, and the two train "
-          "as one under that name",
+         ["lm_head: in no trainable parameter's name; it is tied to model.decoder.embed_tokens.weight, and the two "
+          "train as one under that name",
           "embed_tokns: in no trainable parameter's name (did you mean embed_tokens?)"]),
         ("lora", "[lm_head,lora_C]",
          ["lm_head: in no trainable parameter's name; their parts are base_model, decoder, default, layers, lora_A, "
