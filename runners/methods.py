@@ -47,9 +47,9 @@ labels on what the head reads (at most 1,000 iterations, tolerance 0.01) and mak
 the option words, with the schemes that train the head (full, head); then any of these methods trains.
 
 Objectives without a derivative are losses: `loss=accuracy` (1 minus the share answered right) and `loss=f1` (1 minus
-the F1 of options, or of what the model writes), for any zeroth-order method but forward_grad;
-[evaluation.md](evaluation.md) has both. MeZO's code has minus the accuracy of the minibatch, and on SQuAD minus the mean
-F1 of greedy text, which is the same but for a constant.
+the F1 of options, or of what the model writes), for any zeroth-order method but forward_grad
+([evaluation.md](evaluation.md) has both). MeZO's code has minus the accuracy of the minibatch, and on SQuAD minus the
+mean F1 of greedy text, which is the same but for a constant.
 
 There is no low-rank projection of gradients (GaLore): of the libraries looked at (torch 2.13, transformers 5.23, peft
 0.21, bitsandbytes 0.50, torchao 0.18) none has one of its own. That of transformers' trainer is the package
