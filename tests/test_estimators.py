@@ -168,7 +168,7 @@ def test_minibatches_of_their_own(fresh: bool, sides: str) -> None:
     terms g_j = (z_j'(G + s_j)) z_j has the mean G and E |g_j|^2 = D (|G|^2 + S), and they are independent: E |g|^2 =
     |G|^2 + ((D - 1) |G|^2 + D S) / q. On one minibatch they share s, so that a mean over them has as much of it:
     (1 + (D - 1) / q) (|G|^2 + S). One side adds to each of the q what it adds to one."""
-    q, size, n = 4, 3.0, 700
+    q, size, n = 4, 3.0, 500
     module, made = begun(ZOSGD, q=q, fresh_batches=fresh, sides=sides, distribution="rademacher")
     whole, rng = Quadratic(module), torch.Generator().manual_seed(4)
     shifts = size * (2.0 * torch.randint(2, (n, q, D), generator=rng).double() - 1.0)
