@@ -15,7 +15,8 @@ LOST = ("diverged", "oom", "failed")  # tried and came to nothing: a result abou
 PENDING = ("preempted", "incomplete")  # no result yet; "incomplete": no end line, so running or broken off
 STATUSES = (COMPLETED, *LOST, "skipped", *PENDING)
 
-DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # keys of a config group that change no number
+# Keys of a config group that change no number.
+DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost", "method")
 
 # Settings that change what an untrained model scores, and what they are where nothing is said.
 PLAIN = {"calibration": "none", "start": None}

@@ -114,7 +114,7 @@ def shape_of(spec: RunSpec) -> tuple[int, float]:
         ConfigError, ModelError: the model's shape is not known here.
     """
     from runners.execute import hush
-    from zobench.profile.memory import outline
+    from zobench.outline import outline
 
     hush()
     node = spec.config["model"]

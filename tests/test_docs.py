@@ -93,12 +93,29 @@ def test_the_methods_page_says_what_docstrings_and_yamls_say() -> None:
     assert methods.PAGE.read_text() == methods.page(), "run make methods"
 
 
-def test_every_method_states_its_cost() -> None:
-    lines = methods.PAGE.read_text().splitlines()  # which the test before holds to
-    for path in sorted((ROOT / "conf/optimizer").glob("[!_]*.yaml")):
-        row = next(line for line in lines if line.startswith(f"| [{path.stem}]"))
+def test_every_method_states_its_equation_its_cost_and_what_released_code_does() -> None:
+    page = methods.PAGE.read_text()  # which the test before holds to
+    sections = {text.splitlines()[0]: text for text in page.split("\n## ")[1:]}
+    names = sorted(path.stem for path in (ROOT / "conf/optimizer").glob("[!_]*.yaml"))
+    assert list(sections) == names
+    for name in names:
+        row = next(line for line in page.splitlines() if line.startswith(f"| [{name}]"))
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
         assert all(cells), row
+        equation = re.search(r"^```\n(.+?)\n```$", sections[name], flags=re.M | re.S)
+        assert equation, f"{name} has no equation: in the docstring, or in the yaml under method"
+        assert "theta" in equation[1] or name in ("none", "in_context")
+        for label in methods.FIELDS:
+            said = re.findall(rf"^- {label}: (.+)$", sections[name], flags=re.M)
+            assert len(said) == 1, f"{name} does not say: {label}"
+
+
+def test_a_yaml_of_a_shared_class_says_what_is_its_own() -> None:
+    """Its equation is not that of another yaml, where its settings make it another method."""
+    page = methods.PAGE.read_text()
+    of_zo_sgd = ("zo_sgd", "lezo", "zo_sgd_block", "zo_sgd_sparse", "sparse_mezo")
+    texts = [page.split(f"\n## {name}\n")[1].split("```")[1] for name in of_zo_sgd]
+    assert len(set(texts)) == len(texts)
 
 
 def test_the_tasks_page_says_what_the_yamls_say() -> None:

@@ -175,8 +175,10 @@ def test_a_magnitude_mask_is_a_sort(kind: str, scope: str, dtype: torch.dtype) -
         assert chosen.nonzero().flatten().tolist() == sorted(wanted.tolist())
 
 
-def test_all_blocks_at_random_are_no_blocks() -> None:
-    assert torch.equal(end(ZOSGD, blocks="transformer_block", order="random", n_block=3), end(ZOSGD))
+@pytest.mark.parametrize("n_block", [3, 99])
+def test_all_blocks_at_random_are_no_blocks(n_block: int) -> None:
+    """There are three; more are all, too."""
+    assert torch.equal(end(ZOSGD, blocks="transformer_block", order="random", n_block=n_block), end(ZOSGD))
     some = end(ZOSGD, blocks="transformer_block", order="random", n_block=2)
     assert not torch.allclose(some, end(ZOSGD), atol=1e-6)
 
@@ -191,6 +193,10 @@ def test_one_block_is_no_blocks(order: str, sides: str) -> None:
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("by", ["transformer_block", "mlp_attn", "linear"])
 def test_a_step_s_blocks_make_up_z(by: Any, distribution: Any) -> None:
+    """What is equal of block-wise Jacobi and the full method: the blocks' directions of a step, put together, are the
+    full method's z to the bit. Their updates are not: each block moves by the slope along its own part, the full method
+    by the sum of these slopes (to first order); so they are one method with one block alone, as the test above shows.
+    """
     module = Small()
     parts = partition([name for name, _ in module.named_parameters()], by)
     numbers = {name: i for i, part in enumerate(parts) for name in part.names}

@@ -7,7 +7,9 @@ must lie within 5 standard errors of what they should be, and the standard error
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from zobench.optim.cge import CGE
 from zobench.optim.forward_grad import ForwardGrad
+from zobench.optim.mezo_svrg import MeZOSVRG
 from zobench.optim.one_point import OnePoint
 from zobench.optim.zo_sgd import ZOSGD
 from zobench.optim.zo_sgd_sign import ZOSGDSign
@@ -63,24 +66,48 @@ A = matrix(D) + torch.ones(D, D, dtype=torch.float64)
 GRADIENT = torch.tensor([1.0, -2.0, 0.5, 1.5, -1.0], dtype=torch.float64)
 
 
+class Drawn(Plain):
+    """A minibatch of a training set: of ``curvature`` times its Hessian, and its gradient off by ``shifts[j]``; that of
+    another query has another j."""
+
+    def __init__(self, whole: Quadratic, shifts: Tensor, curvature: float = 1.0, j: int = 0) -> None:
+        self._whole, self._shifts, self._curvature, self._j = whole, shifts, curvature, j
+        super().__init__(whole.module, self._value)
+
+    def query(self, j: int) -> Drawn:
+        return Drawn(self._whole, self._shifts, self._curvature, j)
+
+    def full(self) -> Plain:
+        return self._whole
+
+    def _value(self, module: nn.Module) -> Tensor:
+        x = torch.cat([p.view(-1) for _, p in sorted(module.named_parameters())])
+        return self._whole.loss(module) + x.dot((self._curvature - 1) / 2 * (A @ x) + self._shifts[self._j])
+
+
 def begun(cls: Any, make: Any = One, **changes: Any) -> tuple[nn.Module, Any]:
     module = make().double()
     return module, optimizer(cls, module, **{"lr": 1.0, "zo_eps": EPS, "weight_decay": 0.0, **changes})
 
 
-def samples(module: nn.Module, made: Any, n: int = N) -> Tensor:
-    """(n, D) estimates at one place, each of a step of its own, in the order of the names."""
-    named = sorted(module.named_parameters())
-    start, values = flat(module), [p.detach().clone() for _, p in named]
-    objective, found = Quadratic(module), []
-    for _ in range(n):
+def samples(module: nn.Module, made: Any, n: int = N, objectives: Iterable[Plain] | None = None) -> Tensor:
+    """(n, D) estimates at one place, each of a step of its own (on the next of ``objectives``), in the order of the
+    names."""
+    start, found = flat(module), []
+    for objective in itertools.islice(itertools.repeat(Quadratic(module)) if objectives is None else objectives, n):
         made.step(objective)
         made.ledger.home()
         found.append(flat(module))
-        with torch.no_grad():
-            for (_, p), value in zip(named, values, strict=True):
-                p.copy_(value)
+        put(module, start)
     return start - torch.stack(found)
+
+
+@torch.no_grad()
+def put(module: nn.Module, x: Tensor) -> None:
+    """Weights where a test wants them, in the order of the names."""
+    tensors = [p for _, p in sorted(module.named_parameters())]
+    for p, values in zip(tensors, x.split([p.numel() for p in tensors]), strict=True):
+        p.copy_(values.view_as(p))
 
 
 def drawn(cls: Any, make: Any = One, **changes: Any) -> Tensor:
@@ -133,6 +160,49 @@ def test_one_side(distribution: str) -> None:
 def test_the_variance_falls_as_1_over_q() -> None:
     found = drawn(ZOSGD, q=4)
     check(found, GRADIENT, G2 + (D + 1) * G2 / 4)
+
+
+@pytest.mark.parametrize(("fresh", "sides"), [(True, "two"), (True, "one"), (False, "two")])
+def test_minibatches_of_their_own(fresh: bool, sides: str) -> None:
+    """With G + s_j the gradient of minibatch j, E s = 0, |s|^2 = S, and signs for z, so that |z|^2 = D: each of the q
+    terms g_j = (z_j'(G + s_j)) z_j has the mean G and E |g_j|^2 = D (|G|^2 + S), and they are independent: E |g|^2 =
+    |G|^2 + ((D - 1) |G|^2 + D S) / q. On one minibatch they share s, so that a mean over them has as much of it:
+    (1 + (D - 1) / q) (|G|^2 + S). One side adds to each of the q what it adds to one."""
+    q, size, n = 4, 3.0, 500
+    module, made = begun(ZOSGD, q=q, fresh_batches=fresh, sides=sides, distribution="rademacher")
+    whole, rng = Quadratic(module), torch.Generator().manual_seed(4)
+    shifts = size * (2.0 * torch.randint(2, (n, q, D), generator=rng).double() - 1.0)
+    found = samples(module, made, n, (Drawn(whole, each) for each in shifts))
+    s = size**2 * D
+    own, shared = G2 + ((D - 1) * G2 + D * s) / q, (1 + (D - 1) / q) * (G2 + s)
+    assert shared > 1.4 * own
+    check(found, GRADIENT, (own if fresh else shared) + (sides == "one") * EPS**2 / 4 * CURVATURES["rademacher"] / q)
+
+
+def test_a_control_variate() -> None:
+    """With B the minibatch's matrix and x the way from the snapshot, the same z at both ends leaves (z'Bx) z of the two
+    estimates, whatever the minibatch's gradient is: mean Bx, E |.|^2 = (D + 2) |Bx|^2. To it comes the estimate of the
+    training set at the snapshot, (w'G) w with w of the step before: independent, mean G, E |.|^2 = (D + 2) |G|^2."""
+    n, curvature = 700, 0.4
+    module, made = begun(MeZOSVRG, every=2, lr_full=1.0)
+    whole, snapshot = Quadratic(module), flat(module)
+    x = torch.tensor([1.0, 0.5, -1.0, 0.0, 2.0], dtype=torch.float64)
+    shifts = 30.0 * torch.randn(n, 1, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    before, found = [], []
+    for each in shifts:
+        put(module, snapshot)
+        made.step(Drawn(whole, each, curvature))
+        made.ledger.home()
+        before.append(snapshot - flat(module))
+        put(module, snapshot + x)
+        made.step(Drawn(whole, each, curvature))
+        made.ledger.home()
+        found.append(snapshot + x - flat(module))
+    full, steps, bx = torch.stack(before), torch.stack(found), curvature * (A @ x)
+    assert 0.3 < float(bx.square().sum()) / G2 < 30.0
+    check(full, GRADIENT, (D + 2) * G2)
+    check(steps - full, bx, (D + 2) * float(bx.square().sum()))
+    check(steps, GRADIENT + bx, (D + 2) * (G2 + float(bx.square().sum())) + 2 * float(GRADIENT @ bx))
 
 
 def test_forward_gradients() -> None:

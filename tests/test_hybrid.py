@@ -488,11 +488,48 @@ def test_a_part_that_does_not_exist() -> None:
 
 def test_names_that_no_parameter_has() -> None:
     with pytest.raises(ConfigError) as caught:
-        bench_of(pair(part="names", names=["fc3", "lm_head", "fc1"]))
+        bench_of(pair(part="names", names=["fc3", "q_x", "fc1"]))
     assert caught.value.problems == [
         "names=fc3: in no trainable parameter's name (did you mean fc2?)",
-        "names=lm_head: in no trainable parameter's name",
+        "names=q_x: in no trainable parameter's name; their parts are bias, decoder, embed_positions, embed_tokens, "
+        "fc1, fc2, final_layer_norm, k_proj, layers, model, out_proj, q_proj, self_attn, self_attn_layer_norm, v_proj, "
+        "weight",
     ]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "names", "lines"),
+    [
+        ("full", "[lm_head,embed_tokns,fc1]",
+         ["lm_head: in no trainable parameter's name; it is tied to model.decoder.embed_tokens.weight, and the two "
+          "train as one under that name",
+          "embed_tokns: in no trainable parameter's name (did you mean embed_tokens?)"]),
+        ("lora", "[lm_head,lora_C]",
+         ["lm_head: in no trainable parameter's name; their parts are base_model, decoder, default, layers, lora_A, "
+          "lora_B, model, q_proj, self_attn, v_proj, weight",
+          "lora_C: in no trainable parameter's name (did you mean lora_B?)"]),
+        ("prefix", "[lora_]",
+         ["lora_: in no trainable parameter's name; their parts are default, embedding, prompt_encoder, weight"]),
+        ("head", "[lm_head]", []),  # no longer tied
+        ("linear_probe", "[rows]", []),  # of a model that is made later
+    ],
+)  # fmt: skip
+def test_names_are_looked_for_before_anything_is_loaded(
+    scheme: str, names: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loading(Exception):
+        pass
+
+    def load(*_: object) -> None:
+        raise Loading
+
+    spec, problems = checked(f"optimizer.part=names optimizer.k=null optimizer.names={names}", f"scheme={scheme}")
+    assert spec is not None
+    assert not problems
+    monkeypatch.setattr("zobench.run.examples", load)  # of data, which come first
+    with pytest.raises(ConfigError if lines else Loading) as caught:
+        build(spec)
+    assert getattr(caught.value, "problems", []) == [f"optimizer.names={line}" for line in lines]
 
 
 def test_rounding_that_one_part_cannot_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from zobench.objective import Meter, TaskObjective
 from zobench.save import is_saved
 from zobench.schemes.base import Scheme, real_tokens
 from zobench.schemes.bitfit import BitFit
+from zobench.schemes.full import Full
 from zobench.schemes.head import Head
+from zobench.schemes.lora import LoRA
 from zobench.schemes.prefix import Prefix
 from zobench.schemes.prompt import Prompt
 from zobench.scoring import Scorer, collate
@@ -59,6 +62,22 @@ def _applied(family: str, scheme: Scheme) -> Any:
     return scheme.apply(_loaded(family), 3, CPU, _tokenizer(family))
 
 
+def _scheme(family: str, name: str) -> Scheme:
+    if name == "lora":
+        return LoRA(name="lora", r=3, alpha=6.0, targets=_model(family).attention_projections)
+    plain: dict[str, type[Scheme]] = {"full": Full, "head": Head, "bitfit": BitFit}
+    return VIRTUAL[name] if name in VIRTUAL else plain[name](name=name)
+
+
+@torch.no_grad()
+def _moved(model: Any) -> Any:
+    """What trains is no longer where it starts, which for LoRA's B is zero."""
+    rng = torch.Generator().manual_seed(2)
+    for p in (p for p in model.parameters() if p.requires_grad):
+        p += 0.1 * torch.randn(p.shape, generator=rng)
+    return model
+
+
 def _rows() -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(1)
     ids = torch.randint(5, 900, (len(LENGTHS), max(LENGTHS)), generator=rng)
@@ -72,6 +91,26 @@ def _logits(model: Any, hidden: Tensor) -> Tensor:
     head = base.lm_head(hidden)
     cap = getattr(base.config, "final_logit_softcapping", None)
     return torch.tanh(head / cap) * cap if cap else head
+
+
+# ---- adapters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_lora_starts_where_the_model_is(family: str) -> None:
+    """To the bit; and each layer's adapters change what comes out once they move."""
+    loaded, (ids, _) = _loaded(family), _rows()
+    expected = loaded(input_ids=ids[:1]).logits
+    model = _scheme(family, "lora").apply(loaded, 3, CPU)
+    assert torch.equal(model(input_ids=ids[:1]).logits, expected)
+    trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trains) == 2 * 2 * len(_model(family).attention_projections)  # A and B, in two layers
+    for name, p in trains.items():
+        if ".lora_B." in name:
+            p.fill_(0.1)
+            assert not torch.equal(model(input_ids=ids[:1]).logits, expected), name
+            p.zero_()
 
 
 # ---- virtual tokens ------------------------------------------------------------------------------------------------
@@ -144,10 +183,10 @@ def test_a_row_leaves_room_for_virtual_tokens(lab: Lab) -> None:
 
 # ---- derivatives ---------------------------------------------------------------------------------------------------
 
-EXAMPLES = [
-    Encoded(0, (0, 11, 12, 13, 14, 15, 16), ((5,), (6,)), (0,)),
-    Encoded(1, (0, 21, 22, 23), ((5,), (6,)), (1,)),
-    Encoded(2, (0, 31, 32, 33, 34), ((7,), (9,)), (1,)),
+EXAMPLES = [  # without token 0: it pads some of the families, and torch leaves the padding's row out of a gradient
+    Encoded(0, (4, 11, 12, 13, 14, 15, 16), ((5,), (6,)), (0,)),
+    Encoded(1, (4, 21, 22, 23), ((5,), (6,)), (1,)),
+    Encoded(2, (4, 31, 32, 33, 34), ((7,), (9,)), (1,)),
 ]
 
 
@@ -168,21 +207,23 @@ def _gradients(model: nn.Module, objective: TaskObjective) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("family", "scheme"),
-    [("opt", VIRTUAL["prefix"]), ("opt", VIRTUAL["prompt"]), ("opt", Head(name="head")), ("opt", BitFit(name="bitfit")),
-     ("roberta", VIRTUAL["prefix"]), ("roberta", Head(name="head")), ("roberta", BitFit(name="bitfit"))],
-    ids=lambda x: x if isinstance(x, str) else x.name,
+    [*itertools.product(FAMILIES, ("full", "lora", "prefix")),
+     *itertools.product(("opt", "roberta"), ("prompt", "head", "bitfit"))],
 )  # fmt: skip
-def test_forward_mode_agrees_with_backpropagation(family: str, scheme: Scheme) -> None:
-    model = _applied(family, scheme)
-    model.double()
+def test_forward_mode_agrees_with_backpropagation(family: str, scheme: str) -> None:
+    """In float64, but for norms that compute in float32 whatever the weights are of."""
+    model = _moved(_applied(family, _scheme(family, scheme))).double()
+    tolerance = 1e-4 if any("RMSNorm" in type(m).__name__ for m in model.modules()) else 1e-8
     objective = _objective(model)
     gradients = _gradients(model, objective)
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
     rng = torch.Generator().manual_seed(5)
     z = {name: torch.randn(g.shape, generator=rng, dtype=g.dtype) for name, g in gradients.items()}
-    trains = {name for name, p in model.named_parameters() if p.requires_grad}
     loss, slope = objective.jvp(lambda name, p: z.get(name, torch.zeros_like(p)) if name in trains else None)
-    torch.testing.assert_close(slope, sum((g * z[n]).sum() for n, g in gradients.items()), atol=1e-9, rtol=1e-7)
-    torch.testing.assert_close(loss, objective(), atol=1e-9, rtol=1e-9)
+    expected = sum(float((g * z[name]).sum()) for name, g in gradients.items())
+    assert abs(expected) > 1e-4
+    assert float(slope) == pytest.approx(expected, rel=tolerance)
+    assert float(loss) == pytest.approx(float(objective()), rel=tolerance)
 
 
 @pytest.mark.parametrize("family", ["opt", "roberta", "gemma"])
@@ -294,26 +335,27 @@ def test_what_is_saved_gives_the_same_accuracy_elsewhere(scheme: str, lab: Lab, 
         torch.testing.assert_close(loaded(input_ids=ids).logits, ran.bench.model.eval()(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("scheme", ["head", "bitfit", "full", "lora", "prefix", "prompt"])
+@pytest.mark.parametrize(
+    ("family", "scheme"),
+    [*itertools.product(["roberta"], ("head", "bitfit", "full", "lora", "prefix", "prompt")),
+     *itertools.product(("llama", "qwen3", "gemma", "gpt2", "gpt_neox"), ("lora", "prefix"))],
+)  # fmt: skip
 @torch.no_grad()
-def test_a_masked_model_is_saved_whole(scheme: str, tmp_path: Path) -> None:
-    spec = spec_of([*FAMILIES["roberta"], "task=sst2_mask", "data.root=.", f"scheme={scheme}"])
-    loaded = _loaded("roberta")
+def test_what_is_tuned_is_the_same_in_plain_peft_and_transformers(family: str, scheme: str, tmp_path: Path) -> None:
+    loaded = _loaded(family)
     loaded.save_pretrained(tmp_path / "base")
-    model: Any = spec.scheme.apply(loaded, 3, CPU, _tokenizer("roberta"))
-    rng = torch.Generator().manual_seed(2)
-    for p in (p for p in model.parameters() if p.requires_grad):
-        p += 0.1 * torch.randn(p.shape, generator=rng)
-    ids, _ = _rows()
-    expected = model(input_ids=ids[:1]).logits
+    ids = _rows()[0][:1]
+    untuned = loaded(input_ids=ids).logits
+    model = _moved(_scheme(family, scheme).apply(loaded, 3, CPU, _tokenizer(family)))
+    expected = model(input_ids=ids).logits
+    moved = expected[:, -ids.shape[1] :] - untuned  # a masked model has logits of virtual tokens, too
+    assert float(moved.abs().max()) > 1e-3
     model.save_pretrained(tmp_path / "tuned")
-    again: Any
+    auto: Any = getattr(transformers, _model(family)._auto)
+    again = auto.from_pretrained(tmp_path / ("base" if scheme in ADAPTERS else "tuned"))
     if scheme in ADAPTERS:
-        again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
         again = peft.PeftModel.from_pretrained(again, tmp_path / "tuned")
-    else:
-        again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "tuned")
-    torch.testing.assert_close(again.eval()(input_ids=ids[:1]).logits, expected)
+    torch.testing.assert_close(again.eval()(input_ids=ids).logits, expected)
 
 
 @pytest.mark.parametrize("scheme", ["prefix", "linear_probe"])

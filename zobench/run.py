@@ -32,6 +32,7 @@ from zobench.optim.forward_grad import ForwardGrad
 from zobench.optim.hybrid import Hybrid
 from zobench.optim.no_training import NoTraining
 from zobench.optim.nodes import OF_FIRST_ORDER, wrapped
+from zobench.outline import check_names
 from zobench.precision import Precision
 from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
@@ -203,8 +204,9 @@ def build(spec: RunSpec) -> Bench:
     """Load data and model, apply the scheme, make the optimizer. Data first: it is the cheaper to miss.
 
     Raises:
-        DataError, ModelError: something cannot be had.
+        ConfigError: the optimizer names parameters that do not train. DataError, ModelError: something cannot be had.
     """
+    check_names(spec)
     drawn, rows = examples(spec.task)
     check_null_prompts(spec.calibration, spec.task.name, drawn)
     spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])

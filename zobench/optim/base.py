@@ -48,7 +48,7 @@ class ZOOptimizer(Optimizer):
             it makes one for each block in turn, on the same minibatch, z being independent in each.
         order: gauss_seidel, from the lowest block up, each seeing the updates of those before it; jacobi, all at the
             same theta; random, one update of ``n_block`` blocks together, drawn for each step (LeZO).
-        n_block: how many, for the random order.
+        n_block: how many, for the random order; more than there are means all of them.
         mask: the elements that are perturbed and updated, see `direction.Mask`; None is all.
         sparsity: share of the elements that the mask leaves out.
         mask_scope: whether that holds for each tensor or for all together.

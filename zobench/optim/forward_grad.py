@@ -34,6 +34,9 @@ class ForwardGrad(ZOOptimizer):
     `forward_mode.jvp`. Linear: yes.
     Departures: means over q directions of one minibatch (the paper draws one direction); weight decay leaves out
     biases and norms. In half precision the slope is that along z rounded to the weights' dtype.
+    Released code: ZO-Bench's stores the direction (d weights); pushes tangents through all that the model returns, the
+    logits of all positions and cached keys and values included; refuses q > 1; takes no notice of the optimizer chosen,
+    and always makes SGD steps.
 
     Args:
         those of `ZOOptimizer` without ``zo_eps`` and the mask's, which it has not.

@@ -243,12 +243,8 @@ def _first_names(named: Sequence[str], n_layer: int, part: str, k: int | None, n
         ConfigError: one of ``names`` is in no name.
     """
     if part == "names":
-        unmatched = [piece for piece in names if not any(piece in name for name in named)]
-        if unmatched:
-            pieces = {piece for name in named for piece in name.split(".")}
-            raise ConfigError(
-                [f"names={piece}: in no trainable parameter's name{nearest(piece, pieces)}" for piece in unmatched]
-            )
+        if found := unmatched(names, named):
+            raise ConfigError(found)
         return frozenset(name for name in named if any(piece in name for piece in names))
     k = k or 0
     if k > n_layer:
@@ -256,3 +252,19 @@ def _first_names(named: Sequence[str], n_layer: int, part: str, k: int | None, n
     blocks = partition(named, "transformer_block")
     last = [b for b in blocks if b.label != "outside" and b.layer >= n_layer - k]
     return frozenset(name for block in last for name in block.names)
+
+
+def unmatched(names: Sequence[str], named: Sequence[str], tied: Mapping[str, str] | None = None) -> list[str]:
+    """One line for each of ``names`` that is in none of ``named``, the parameters that train. ``tied``: other names of
+    some of these."""
+    pieces = sorted({piece for name in named for piece in name.split(".") if not piece.isdigit()})
+    found = []
+    for piece in names:
+        if any(piece in name for name in named):
+            continue
+        same = next((own for other, own in (tied or {}).items() if piece in other), None)
+        hint = nearest(piece, pieces) or f"; their parts are {', '.join(pieces)}"
+        if same is not None:
+            hint = f"; it is tied to {same}, and the two train as one under that name"
+        found.append(f"names={piece}: in no trainable parameter's name{hint}")
+    return found

@@ -26,9 +26,11 @@ class MeZOSVRG(ZOOptimizer):
     K: ``every``. G is its q (seed, slope) pairs, not a tensor.
     Forwards a step: 4 q; every K-th step 2 q times the minibatches of the training set. Extra memory: d weights, the
     snapshot. Linear: yes, along the directions of both kinds of step.
-    Departures: none known; the annealing of both learning rates is ``anneal_every``.
+    Departures: the annealing of both learning rates (``anneal_every``) is by steps instead of epochs, and without
+    floors.
     Released code: its snapshot aliases the live weights, so that it never differs from them; draws another z for the
-    snapshot's estimate and evaluates it after theta has moved; counts half of the forwards; stores the full gradient.
+    snapshot's estimate and evaluates it after theta has moved; counts half of the forwards; stores the full
+    gradient; has floors that may raise a learning rate.
 
     Args:
         every: K.

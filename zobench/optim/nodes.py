@@ -17,7 +17,8 @@ OPTIMIZER_OFF = {
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
-DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost")  # of an optimizer's yaml, beside its arguments
+# Of an optimizer's yaml, beside its arguments.
+DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost", "method")
 GIVEN = ("params", "seed", "rounding", "n_layer")  # arguments that a node does not set
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from zobench.engine import standing_in
 from zobench.engine.nothing import NoEngine
@@ -16,7 +15,8 @@ from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
-from zobench.profile.weightless import Meter, refill, weightless
+from zobench.outline import outline
+from zobench.profile.weightless import refill, weightless
 from zobench.run import RunSpec, make_optimizer
 from zobench.schemes.linear_probe import LinearProbe
 from zobench.scoring import Scorer
@@ -75,17 +75,3 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
             raise ValueError(f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}") from error
         threads = 2 if isinstance(optimizer, FirstOrder | Hybrid) else 1  # autograd goes backward in one of its own
         return Prediction(weights, max(states, meter.live - weights), meter.peak, threads * WORKSPACE)
-
-
-def outline(spec: RunSpec) -> nn.Module:
-    """The run's model with its scheme, on torch's meta device: names, shapes and dtypes.
-
-    Raises:
-        ModelError: the model's config or the tokenizer cannot be had, or the scheme does not go with the model.
-    """
-    meta = torch.device("meta")
-    tokenizer, _ = spec.model.load_tokenizer()
-    model = spec.model.skeleton().to(spec.precision.torch_dtype)
-    spec.model.prepare(model)
-    with Meter(), meta:  # which answers where code asks for values
-        return spec.scheme.apply(model, spec.seed, meta, tokenizer)
