@@ -110,6 +110,30 @@ def test_a_sweep_that_is_stopped_and_two_that_go_on_with_it(
     _nothing_twice(out)
 
 
+@pytest.mark.parametrize("delay_s", [0.0, 1.0])
+def test_ctrl_c_before_the_first_run(suites: Path, tmp_path: Path, delay_s: float) -> None:
+    """The server imports for seconds, and Ctrl-C reaches it with the sweep: neither has anything to say of that."""
+    out = tmp_path / "faults"
+    sweep = _start(suites, out)
+    while not (servers := _servers(sweep)) and sweep.poll() is None:
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    os.killpg(sweep.pid, signal.SIGINT)
+    code, said = _finish(sweep)
+    assert (code, said) == (130, "error: stopped; the same command goes on where it stopped\n")
+    assert servers
+    assert not psutil.wait_procs(servers, timeout=PATIENCE_S)[1]
+    assert list(out.glob("*.jsonl")) == []
+
+
+def _servers(sweep: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        family = psutil.Process(sweep.pid).children(recursive=True)
+        return [p for p in family if "forkserver" in " ".join(p.cmdline())]
+    except psutil.Error:
+        return []
+
+
 @pytest.mark.usefixtures("here")
 def test_a_full_disk(
     suites: Path, whole: dict[str, Any], small_disk: Callable[[str], Path], cli: Cli, monkeypatch: pytest.MonkeyPatch
