@@ -24,7 +24,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runners.compose import CONF, check, compose, spec_from
-from runners.multirun import expand
+from runners.multirun import command_of, expand
 from zobench.config import ConfigError, unknown
 from zobench.record import record_path
 from zobench.run import RunSpec
@@ -67,7 +67,7 @@ class Run:
     @property
     def command(self) -> str:
         """That runs it alone."""
-        return "python -m runners.train " + " ".join(self.overrides)
+        return command_of(self.overrides)
 
     @property
     def label(self) -> str:

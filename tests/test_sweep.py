@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import pytest
 from conftest import TINY, Cli
 from omegaconf import OmegaConf
 
-from runners import launch, local, status, suite, sweep
+from runners import launch, local, status, suite, sweep, train
 from runners.compose import spec_of
 from runners.forecast import Forecast, shape_of
 from runners.glance import TAIL, Glance
@@ -209,6 +210,24 @@ def test_a_dry_run_says_what_is_done_and_what_is_left(cli: Cli, make_suite: Make
     assert lines[8].endswith(" optimizer=adamw seed=2, at the chosen of 4 points")
     assert len(lines) == 8 + 4
     assert total == "12 runs, 0 done; left: 432 forwards, hours unknown, up to 0.005 GiB a run, activations on top"
+
+
+def test_commands_of_runs_can_be_pasted(cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path) -> None:
+    """In the lines of a dry run, and in records, whoever made them."""
+    del here
+    hard = "model.path=${oc.env:NOWHERE,package:}tiny"
+    arguments = make_suite(runs=[["optimizer=zo_sgd"]], seeds=[1], tune_seeds=[])
+    (line,) = cli(sweep, *arguments, hard, "dry_run=true").out.splitlines()[1:-1]
+    assert f" '{hard}' " in line
+    assert cli(sweep, *arguments, hard).code == 0
+    assert cli(train, *TINY, "optimizer=zo_sgd", hard, f"out={tmp_path / 'alone'}", "seed=2").code == 0
+    heads = [json.loads(path.read_text().splitlines()[0]) for path in sorted(tmp_path.glob("*/*.jsonl"))]
+    assert [head["suite"] for head in heads] == ["alone", "pair"]
+    for head in heads:
+        words = shlex.split(head["command"])
+        assert words[:3] == ["python", "-m", "runners.train"]
+        assert hard in words
+        assert head["command"] == shlex.join(words)
 
 
 def test_a_dry_run_learns_from_records(cli: Cli, make_suite: MakeSuite, here: list[list[str]]) -> None:
