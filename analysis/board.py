@@ -82,8 +82,8 @@ def _run(run: Row) -> Row:
 
 
 def pasteable(command: str) -> str:
-    """A command as a shell takes it. Its words are quoted already, or, in older records, joined by spaces alone: then it
-    is not what quoting its words gives."""
+    """A command as a shell takes it. Its words are quoted already, or, in older records, joined by spaces alone: that
+    is not what quoting its words would give."""
     try:
         quoted = shlex.join(shlex.split(command)) == command
     except ValueError:  # a quotation mark that nothing closes
