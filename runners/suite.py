@@ -158,6 +158,17 @@ def points_of(suite: Suite, out: str, more: Sequence[str]) -> list[list[Point]]:
     return found
 
 
+def n_runs(suite: Suite, points: Iterable[Sequence[Point]]) -> int:
+    """How many runs these kinds have in all, search and final ones. A final run at a seed of the search is one of its
+    runs; the others are as many whichever point is chosen."""
+    final = set(suite.seeds) - set(suite.tune_seeds)
+    ids: set[str] = set()
+    for kind in points:
+        ids |= {run.run_id for point in kind for run in point.runs(suite.tune_seeds)}
+        ids |= {run.run_id for run in kind[0].runs(final)}
+    return len(ids)
+
+
 def last_of_each(overrides: Sequence[str]) -> list[str]:
     """The last override of each key, where its first stood."""
     return list({text.split("=")[0]: text for text in overrides}.values())
