@@ -159,7 +159,8 @@ def time_to_target(courses: Courses, suite: str) -> Table:
         starts = [
             seen[0]["score"] for c in choices for i in c.run_ids if (seen := courses.dev[i]) and not seen[0]["step"]
         ]
-        ends = [best for c in choices if (best := courses.best_within(c, "forwards", math.inf))]
+        whole = [c for c in choices if not c.lacks] or choices
+        ends = [best for c in whole if (best := courses.best_within(c, "forwards", math.inf))]
         if not starts or not ends:
             continue
         start, top = fmean(starts), max(map(fmean, ends))

@@ -337,7 +337,7 @@ def test_a_sweep_writes_down_what_it_means_to_run(
 
 
 def test_a_plan_counts_trials_and_runs(cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs are those that a dry run lists, and those that a whole sweep leaves. Without training there is no grid."""
+    """The runs are those that a dry run lists, and those that a sweep leaves. Without training there is no grid."""
     monkeypatch.setattr(launch.Launch, "__call__", lambda _, jobs: [_pretend(job, {}, []) for job in jobs])
     runs = [["optimizer=adamw,sgd"], ["optimizer=none"]]
     arguments = make_suite(common=TINY[:-1], runs=runs, seeds=[1, 2, 3], tune_seeds=[1, 9])
