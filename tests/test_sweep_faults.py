@@ -5,6 +5,7 @@ Four kills here; `make faults` makes fifty.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -126,7 +127,28 @@ def test_ctrl_c_before_the_first_run(suites: Path, tmp_path: Path, delay_s: floa
     assert list(out.glob("*.jsonl")) == []
 
 
+def test_a_run_hears_ctrl_c_though_its_server_is_deaf(suites: Path, tmp_path: Path) -> None:
+    sweep = _start(suites, tmp_path / "faults")
+    heard = False
+    while not heard and sweep.poll() is None:
+        for process in _servers(sweep):  # and its runs
+            with contextlib.suppress(psutil.Error, OSError):
+                heard = heard or (process.ppid() != sweep.pid and _hears(process.pid))
+        time.sleep(0.01)
+    sweep.send_signal(signal.SIGINT)
+    assert heard
+    assert _finish(sweep)[0] in (0, 130)  # 0: all was done before
+
+
+def _hears(pid: int) -> bool:
+    """Whether SIGINT is caught by the process, and not held back."""
+    said = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    caught, blocked = (int(said[name], 16) >> (signal.SIGINT - 1) & 1 for name in ("SigCgt", "SigBlk"))
+    return bool(caught and not blocked)
+
+
 def _servers(sweep: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The server of the sweep, and what it has forked."""
     try:
         family = psutil.Process(sweep.pid).children(recursive=True)
         return [p for p in family if "forkserver" in " ".join(p.cmdline())]
