@@ -57,7 +57,7 @@ def test_what_committed_plans_say_is_there(plan: Path) -> None:
     said = json.loads(plan.read_text())
     assert said["n_run"] == len(list(plan.parent.glob("*.jsonl")))
     assert (said["seeds"], said["tune_seeds"]) == ([1, 2, 3], [1])
-    assert {cell["trials"] for cell in said["cells"]} <= {1, 4}  # 1: a fit without an optimizer
+    assert {cell["trials"] for cell in said["cells"]} <= {1, 4}  # 1: without training
     assert "Not run yet" not in (plan.parent / "tables/accuracy.md").read_text()
 
 
