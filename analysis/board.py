@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from statistics import fmean
 from typing import Any
 
@@ -75,9 +76,19 @@ def _run(run: Row) -> Row:
         "dev": _rounded(100 * run["dev_score"], 3),
         "step": _rounded(run["chosen_step"], 0),
         "commit": f"{sha}, {dirty}",
-        "command": run["command"],
+        "command": pasteable(run["command"]),
         "verified": bool(run["verified"]),
     }
+
+
+def pasteable(command: str) -> str:
+    """A command as a shell takes it. Its words are quoted already, or, in older records, joined by spaces alone: that
+    is not what quoting its words would give."""
+    try:
+        quoted = shlex.join(shlex.split(command)) == command
+    except ValueError:  # a quotation mark that nothing closes
+        quoted = False
+    return command if quoted else shlex.join(command.split())
 
 
 def _curve(choice: Choice, courses: Courses) -> list[list[float]]:

@@ -33,7 +33,10 @@ def write_tables(
     records: Records, choices: list[Choice], out: Path, planned: plan.Plan | None
 ) -> tuple[str, list[Path]]:
     """The accuracy table, and the files written: each table as markdown, CSV and LaTeX."""
-    missing, commands = planned.missing(records.runs) if planned else ([], [])
+    missing: list[str] = []
+    commands: list[str] = []
+    if planned is not None:
+        choices, missing, commands = planned.compare(records.runs, choices)
     courses = costs.Courses(records, choices)
     accuracy = tables.accuracy(records.runs, choices, fill_grid=planned is None)
     written = []

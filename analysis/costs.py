@@ -17,6 +17,7 @@ PANEL = ("model", "setting", "scheme", "precision", "budget")
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of what the cheapest run of a panel spent: every method has got so far
 TARGETS = (0.5, 0.9)  # shares of the best method's gain on dev
 GIB = 2**30
+WHOLE = ", of those with all planned seeds and trials"
 
 
 class Courses:
@@ -62,7 +63,7 @@ def at_equal_forwards(courses: Courses, suite: str) -> Table:
         courses, "forwards", (), Table(
             f"Accuracy at equal forwards: {suite}",
             "Best dev score in percent that the chosen trial had seen by so many forward passes (a backward counts as "
-            "two): mean ± sample standard deviation over seeds; bold is best.", (), (), (),
+            f"two): mean ± sample standard deviation over seeds; bold is best{WHOLE}.", (), (), (),
         ), lambda level: f"{level:,.0f} forwards",
     )  # fmt: skip
 
@@ -73,8 +74,8 @@ def at_equal_seconds(courses: Courses, suite: str) -> Table:
         courses, "train_s", ("hardware",), Table(
             f"Accuracy at equal seconds: {suite}",
             "Best dev score in percent that the chosen trial had seen by so many seconds of training (evaluations not "
-            "counted): mean ± sample standard deviation over seeds; bold is best. Seconds compare methods only where "
-            "each run had the hardware to itself.", (), (), (),
+            f"counted): mean ± sample standard deviation over seeds; bold is best{WHOLE}. Seconds compare methods only "
+            "where each run had the hardware to itself.", (), (), (),
         ), lambda level: f"{level:,.4g} s",
     )  # fmt: skip
 
@@ -89,9 +90,13 @@ def _at_equal(courses: Courses, axis: str, more: tuple[str, ...], empty: Table, 
             continue
         levels = [share * least for share in SHARES]
         grid = [(c, [courses.best_within(c, axis, level) for level in levels]) for c in choices]
-        best = [_best([scores[i] for _, scores in grid]) for i in range(len(levels))]
+        best = [_best([scores[i] for c, scores in grid if not c.lacks]) for i in range(len(levels))]
         rows = [
-            (Cell(c.method), *(_mean(found, best[i]) for i, found in enumerate(scores)), Cell(str(len(c.run_ids))))
+            (
+                Cell(c.method),
+                *(_mean(found, "" if c.lacks else best[i]) for i, found in enumerate(scores)),
+                Cell(str(len(c.run_ids))),
+            )
             for c, scores in grid
         ]
         header = ("optimizer", *map(shown, levels), "seeds")
@@ -121,14 +126,15 @@ def at_equal_memory(courses: Courses, suite: str) -> Table:
     for key, found in sorted(groups.items(), key=lambda item: item[0]):
         rows = []
         found.sort(key=lambda each: (each[0], natural(each[2].method), each[2].scheme))
-        best_dev, best = -math.inf, found[0][2]
+        best_dev, best = -math.inf, None
         for peak, dev, c in found:
-            if dev > best_dev:
+            if dev > best_dev and not c.lacks:
                 best_dev, best = dev, c
-            named = f"{best.method} / {best.scheme}"
-            cells = (f"{peak / GIB:.3f}", f"{100 * dev:.1f}", f"{100 * c.test:.1f}", named, f"{100 * best.test:.1f}")
+            named = (MISSING, MISSING) if best is None else (f"{best.method} / {best.scheme}", f"{100 * best.test:.1f}")
+            cells = (f"{peak / GIB:.3f}", f"{100 * dev:.1f}", f"{100 * c.test:.1f}", *named)
             rows.append((Cell(c.method), Cell(c.scheme), *(Cell(text, bold=best is c) for text in cells)))
-            scores = (f"{dev:.6f}", f"{c.test:.6f}", best.optimizer, best.variant, best.scheme, f"{best.test:.6f}")
+            within = ("",) * 4 if best is None else (best.optimizer, best.variant, best.scheme, f"{best.test:.6f}")
+            scores = (f"{dev:.6f}", f"{c.test:.6f}", *within)
             data.append((*key, c.optimizer, c.variant, c.scheme, str(int(peak)), *scores))
         header = ("optimizer", "scheme", "peak train, GiB", "dev", "test", "best within this memory", "its test")
         sections.append(Section(" · ".join(key), header, tuple(rows), n_left=2))
@@ -136,7 +142,7 @@ def at_equal_memory(courses: Courses, suite: str) -> Table:
         f"Accuracy at equal memory: {suite}",
         "Methods by peak training memory (GiB, the largest of the chosen trial's runs), and for each of these memories "
         "the method within it that has the best dev score, with its test score, in percent. Bold: nothing smaller is "
-        "better on dev.",
+        f"better on dev{WHOLE}.",
         tuple(sections),
         (
             *("model", "setting", "precision", "budget", "hardware", "memory_kind", "optimizer", "variant", "scheme"),
@@ -153,7 +159,8 @@ def time_to_target(courses: Courses, suite: str) -> Table:
         starts = [
             seen[0]["score"] for c in choices for i in c.run_ids if (seen := courses.dev[i]) and not seen[0]["step"]
         ]
-        ends = [best for c in choices if (best := courses.best_within(c, "forwards", math.inf))]
+        whole = [c for c in choices if not c.lacks] or choices
+        ends = [best for c in whole if (best := courses.best_within(c, "forwards", math.inf))]
         if not starts or not ends:
             continue
         start, top = fmean(starts), max(map(fmean, ends))
@@ -162,14 +169,17 @@ def time_to_target(courses: Courses, suite: str) -> Table:
         targets = [start + share * (top - start) for share in TARGETS]
         reached = [(c, [_first(courses, c, target) for target in targets]) for c in choices]
         header = [part for t in targets for part in (f"forwards to {100 * t:.1f}", f"seconds to {100 * t:.1f}")]
-        fewest = [min((m for _, hit in reached if (m := _median(hit[i], 0))), default="") for i in range(len(targets))]
+        fewest = [
+            min((m for c, hit in reached if not c.lacks and (m := _median(hit[i], 0))), default="")
+            for i in range(len(targets))
+        ]
         rows = []
         for c, hits in reached:
             cells = []
             for i, found in enumerate(hits):
                 n = f"({len([h for h in found if h])} of {len(found)})"
                 forwards, seconds = _median(found, 0), _median(found, 1)
-                bold = forwards == fewest[i] != ""
+                bold = forwards == fewest[i] != "" and not c.lacks
                 cells.append(Cell(f"{forwards:,.0f} {n}" if forwards != "" else f"{MISSING} {n}", bold=bold))
                 cells.append(Cell(f"{seconds:.3g}" if seconds != "" else MISSING))
                 values = (f"{m:.6g}" if m != "" else "" for m in (forwards, seconds))
@@ -180,7 +190,7 @@ def time_to_target(courses: Courses, suite: str) -> Table:
         f"Time to target: {suite}",
         "Forward passes and seconds of training until a run's dev score first reached the target: median over seeds "
         "(seeds that reached it), nothing where a seed did not. Targets: half and nine tenths of the way from the "
-        "start to the best method's mean dev score, in percent. Fewest forwards in bold.",
+        f"start to the best method's mean dev score, in percent. Bold: fewest forwards{WHOLE}.",
         tuple(sections),
         (*PANEL, "hardware", "optimizer", "variant", "share_of_gain", "target_dev", "forwards", "seconds", "reached"),
         tuple(data),

@@ -36,6 +36,7 @@ class Choice:
     seeds that have a test score, which ``by_seed`` holds; n_lost: seeds of the point that diverged, ran out of memory
     or failed.
     n_trial: points of the group that were tried, lost ones included.   notes: what a reader must know, mostly nothing.
+    lacks: how much of its suite's plan is there, such as ``2 of 3 seeds``; '' for all of it, or without a plan.
     """
 
     suite: str
@@ -58,6 +59,7 @@ class Choice:
     by_seed: tuple[tuple[int, float], ...] = ()
     n_lost: int = 0
     notes: tuple[str, ...] = ()
+    lacks: str = ""
 
     @property
     def method(self) -> str:

@@ -34,7 +34,8 @@ def accuracy(runs: pd.DataFrame, choices: list[Choice], fill_grid: bool = True) 
         title=f"Accuracy: {', '.join(sorted({c.suite for c in choices}))}",
         caption="Test accuracy in percent: mean ± sample standard deviation (number of seeds) of the trial with the "
         "best mean dev accuracy. Bold: best. ≈: a paired t-test over the seeds does not tell it from the best "
-        f"(p > {paired.LEVEL}, not corrected for the number of methods; few seeds tell little). "
+        f"(p > {paired.LEVEL}, not corrected for the number of methods; few seeds tell little). Neither is said of a "
+        "cell with fewer seeds or trials than planned. "
         "Trials: settings tried. Start: the model before training.",
         sections=tuple(sections),
         columns=(
@@ -85,22 +86,27 @@ def _heading(setting: str, scheme: str, metric: str) -> str:
 
 
 def _best(cells: dict[tuple[str, str, str], Choice]) -> dict[tuple[str, str], Choice]:
-    """The best of each (task, scheme) that more than one method has a score for."""
+    """The best of each (task, scheme) that more than one method has all planned scores for."""
     best = {}
     for column in {(task, scheme) for _, task, scheme in cells}:
-        tested = [c for c in cells.values() if (c.setting, c.scheme) == column and c.n_seed]
+        tested = [c for c in cells.values() if (c.setting, c.scheme) == column and c.n_seed and not c.lacks]
         if len(tested) > 1:
             best[column] = min(tested, key=lambda c: (-c.test, c.optimizer))
     return best
 
 
 def _p_best(choice: Choice, best: Choice | None) -> float:
-    """The p value of the method against the best one; NaN for the best itself and where there is nothing to test."""
-    return math.nan if best is None or choice is best else paired.p_value(dict(choice.by_seed), dict(best.by_seed))
+    """The p value of the method against the best one; NaN for the best itself and where there is nothing to test, or
+    not all yet."""
+    return (
+        math.nan
+        if best is None or choice is best or choice.lacks
+        else paired.p_value(dict(choice.by_seed), dict(best.by_seed))
+    )
 
 
 def _cell(choice: Choice, best: Choice | None) -> Cell:
-    if best is not None and f"{100 * choice.test:.1f}" == f"{100 * best.test:.1f}":
+    if best is not None and not choice.lacks and f"{100 * choice.test:.1f}" == f"{100 * best.test:.1f}":
         return Cell(_score(choice), bold=True)  # compared as printed: what looks equal is equally bold
     tied = _p_best(choice, best) > paired.LEVEL
     return Cell(_score(choice) + (" ≈" if tied else ""))

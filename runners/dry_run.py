@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
     known = {run.run_id: run for run in [*search, *(run for runs in final if runs is not None for run in runs)]}
     for run in known.values():
         cost, status = forecast.of(run.spec), Glance(run.path).stand().status
-        print(_line(status, cost, " ".join(run.overrides), forecast))
+        print(_line(status, cost, shlex.join(run.overrides), forecast))
         n, n_done = n + 1, n_done + (status in FINISHED)
         left += [] if status in FINISHED else [cost]
     for runs, found in zip(final, points, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -11,6 +12,8 @@ from zobench.budget import Budget
 from zobench.record import FINISHED
 
 TAIL = 1 << 16  # bytes of a record that are read again when it has grown
+
+CLOCKS = ("train_s", "eval_s", "rest_s")  # of rows: seconds since the run began
 
 State = Literal["waiting", "running", "done", "failed", "broken off"]
 
@@ -21,7 +24,8 @@ class Stand:
 
     state: ``running`` is a record without an end; whether a process is at it, only its lock tells. ``broken off``: it
     goes on when the sweep does. progress: share of the budget that is spent. metric: its name. dev: the best on dev so
-    far; loss: of the last logged steps. end: the end row, if it is the last.
+    far; loss: of the last logged steps. end: the end row, if it is the last. spent: seconds of training and evaluation.
+    finished: when it ended, in seconds since the epoch.
     """
 
     state: State
@@ -30,11 +34,18 @@ class Stand:
     dev: float | None = None
     loss: float | None = None
     end: dict[str, Any] | None = None
+    spent: float = 0.0
+    finished: float | None = None
 
     @property
     def status(self) -> str:
         """As the record names it, where it is over."""
         return str(self.end["status"]) if self.end is not None else self.state
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it came to nothing."""
+        return self.status in ("diverged", "oom", "failed")
 
 
 class Glance:
@@ -77,10 +88,14 @@ class Glance:
         end = last if last["kind"] == "end" else None
         state: State = "running"
         if end is not None:
-            finished = end["status"] in FINISHED
-            state = "done" if finished else "failed" if end["status"] == "failed" else "broken off"
+            state = "done" if end["status"] in FINISHED else "failed" if end["status"] == "failed" else "broken off"
         progress = 1.0 if state == "done" else self._progress(rows)
-        self._stand = Stand(state, progress, metric, self._dev, losses[-1] if losses else None, end)
+        spent = sum(max((float(row.get(clock, 0.0)) for row in rows), default=0.0) for clock in CLOCKS)
+        finished: float | None = None
+        if end is not None and "finished" in end:
+            finished = datetime.fromisoformat(end["finished"]).timestamp()
+        loss = losses[-1] if losses else None
+        self._stand = Stand(state, progress, metric, self._dev, loss, end, spent, finished)
 
     def _progress(self, rows: list[dict[str, Any]]) -> float:
         budget = self.head["budget"]

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from runners.compose import spec_from, spec_of
+from runners.multirun import command_of
 from zobench.config import ConfigError
 from zobench.record import FINISHED, Record, RecordError, RecordHeld, record_path
 from zobench.rows import lost_row, run_row
@@ -132,11 +133,6 @@ def of_machine(overrides: Sequence[str]) -> Ended:
         return Ended("failed", f"failed: {error}")
     except KeyboardInterrupt:
         return Ended("stopped", "stopped")
-
-
-def command_of(overrides: Sequence[str]) -> str:
-    """That runs it alone."""
-    return "python -m runners.train " + " ".join(overrides)
 
 
 Job = Callable[[Sequence[str]], Ended]

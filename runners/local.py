@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,28 @@ class LocalLauncher(Launcher):
         file, log = tempfile.mkstemp(prefix="zobench-", suffix=".log")
         os.close(file)
         process = self._context.Process(target=_child, args=(overrides, gpu, log, theirs), daemon=True)
+        _serve()
         process.start()
         theirs.close()
         return _Process(process, ours, gpu, Path(log))
+
+
+def _serve() -> None:
+    """Start the server where none runs, deaf to Ctrl-C: while it imports, nothing of it would catch that. Its processes
+    are as deaf, until `_child` lets them hear."""
+    resource_tracker.ensure_running()  # or the server starts it, and lets SIGINT through again
+    with _deaf():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Inside, Ctrl-C waits; a process that is started inside inherits that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -135,6 +155,7 @@ def _child(overrides: list[str], gpu: str | None, log: str, answer: Connection) 
     """The process of a job."""
     os.setsid()  # Ctrl-C is the sweep's to pass on: a run that is stopped twice does not end its step
     stop_on()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # see `_serve`
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -1,8 +1,9 @@
-"""The runs a command line stands for."""
+"""The runs a command line stands for, and the command line of a run."""
 
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,6 +12,11 @@ from hydra.errors import HydraException
 
 _MULTIRUN = ("-m", "--multirun")
 _ASKS = ("--help", "-h", "--hydra-help", "--version", "--info", "-i", "--shell-completion", "-sc")
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The command line that runs these arguments alone, to be pasted into a shell."""
+    return f"python -m runners.train {shlex.join(arguments)}"
 
 
 def jobs_of(arguments: Sequence[str]) -> list[list[str]]:

@@ -24,7 +24,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runners.compose import CONF, check, compose, spec_from
-from runners.multirun import expand
+from runners.multirun import command_of, expand
 from zobench.config import ConfigError, unknown
 from zobench.record import record_path
 from zobench.run import RunSpec
@@ -67,7 +67,7 @@ class Run:
     @property
     def command(self) -> str:
         """That runs it alone."""
-        return "python -m runners.train " + " ".join(self.overrides)
+        return command_of(self.overrides)
 
     @property
     def label(self) -> str:
@@ -156,6 +156,17 @@ def points_of(suite: Suite, out: str, more: Sequence[str]) -> list[list[Point]]:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return found
+
+
+def n_runs(suite: Suite, points: Iterable[Sequence[Point]]) -> int:
+    """How many runs these kinds have in all, search and final ones. A final run at a seed of the search is one of its
+    runs; the others are as many whichever point is chosen."""
+    final = set(suite.seeds) - set(suite.tune_seeds)
+    ids: set[str] = set()
+    for kind in points:
+        ids |= {run.run_id for point in kind for run in point.runs(suite.tune_seeds)}
+        ids |= {run.run_id for run in kind[0].runs(final)}
+    return len(ids)
 
 
 def last_of_each(overrides: Sequence[str]) -> list[str]:

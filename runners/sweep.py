@@ -30,7 +30,7 @@ from runners.choice import choose, has_result
 from runners.dry_run import dry_run
 from runners.job import Ended, note_failure
 from runners.launch import LAUNCHERS, Launch
-from runners.suite import Point, Run, Suite, load, names, points_of
+from runners.suite import Point, Run, Suite, load, n_runs, names, points_of
 from runners.view import View, console
 from zobench.config import ConfigError, nearest, unknown
 from zobench.lock import FOLDER, is_held
@@ -77,10 +77,10 @@ def sweep(arguments: Sequence[str]) -> int:
         return dry_run(suite, points, folder)
     launch = Launch(own.get("launcher", "local"), options, int(own["jobs"]) if "jobs" in own else None, folder)
     _writable(folder)
-    view = View(console())
+    view = View(console(), n_runs(suite, points))
     said = [a for a in arguments if a.split("=")[0] in ("suite", "scale") or a in more]
     try:
-        plan.write(folder, f"python -m runners.sweep {shlex.join(said)}", [kind[0] for kind in all_points])
+        plan.write(folder, f"python -m runners.sweep {shlex.join(said)}", suite, all_points)
     except OSError as error:
         view.say(f"note: {folder / plan.NAME} is not written ({error.strerror}); tables will not know what is missing")
     sweeping = Sweep(suite, launch, view)

@@ -17,7 +17,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from runners.compose import CONF, spec_from, spec_of
-from runners.multirun import jobs_of
+from runners.multirun import command_of, jobs_of
 from zobench.config import ConfigError
 
 _exit_code = 0  # of the worst job; Hydra's launcher has no channel for it
@@ -36,7 +36,7 @@ def _job(cfg: DictConfig) -> None:
     config: dict[str, Any] = {str(key): value for key, value in resolved.items()}
     try:
         spec = spec_from(config)
-        outcome = execute(spec, "python -m runners.train " + " ".join(sys.argv[1:]))
+        outcome = execute(spec, command_of(sys.argv[1:]))
         print(summary(outcome, spec.task.metric), flush=True)
     except ConfigError as error:
         _fail(2, *error.problems)

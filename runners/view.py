@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runners.glance import Glance, Stand
+from runners.pace import runs_a_second
 
 LOOK_S = 1.0  # between two looks at the records
 MAX_RUNNING, MAX_BEST = 12, 5  # rows that are shown of each
@@ -25,26 +27,28 @@ MAX_RUNNING, MAX_BEST = 12, 5  # rows that are shown of each
 
 @dataclass(frozen=True)
 class Tally:
-    """How many of the runs are done, running, failed and neither (``n_waiting``); ``work``: budgets spent so far, in
-    runs."""
+    """How many of the ``n`` runs are done, running, failed and neither (``n_waiting``). ``lost``: how many of the done
+    ones diverged or ran out of memory, by status; ``work``: budgets spent so far on what has not failed, in runs."""
 
+    n: int
     n_done: int
     n_running: int
     n_failed: int
-    n_waiting: int
+    lost: Mapping[str, int]
     work: float
 
     @property
-    def n(self) -> int:
-        return self.n_done + self.n_running + self.n_failed + self.n_waiting
+    def n_waiting(self) -> int:
+        return self.n - self.n_done - self.n_running - self.n_failed
 
 
-def tally(stands: Iterable[Stand]) -> Tally:
-    """Of where the runs stand."""
+def tally(stands: Iterable[Stand], n: int) -> Tally:
+    """Of where the runs stand that have begun, and of ``n`` that there are to be in all, or more."""
     all_ = list(stands)
-    count = {state: sum(s.state == state for s in all_) for state in ("done", "running", "failed")}
-    rest = len(all_) - sum(count.values())
-    return Tally(count["done"], count["running"], count["failed"], rest, sum(s.progress for s in all_))
+    count = Counter(stand.state for stand in all_)
+    lost = Counter(stand.status for stand in all_ if stand.is_lost and stand.state == "done")
+    work = sum(stand.progress for stand in all_ if stand.state != "failed")
+    return Tally(max(n, len(all_)), count["done"], count["running"], count["failed"], lost, work)
 
 
 class View:
@@ -52,13 +56,13 @@ class View:
 
     Args:
         console: where; a terminal gets a live table, anything else a line when a run ends.
+        n: runs that there are to be in all.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, n: int) -> None:
+        self._console, self._n = console, n
         self._glances: dict[str, tuple[Glance, str]] = {}  # by run id, with the run's label
         self._told: set[str] = set()
-        self._started, self._work_before = time.monotonic(), 0.0
         self._lock = threading.Lock()
         self._over = threading.Event()
 
@@ -69,9 +73,7 @@ class View:
                 if run_id not in self._glances:
                     glance = Glance(path)
                     self._glances[run_id] = (glance, label)
-                    stand = glance.stand()
-                    self._work_before += stand.progress
-                    if stand.state == "done":
+                    if glance.stand().state == "done":
                         self._told.add(run_id)
 
     def say(self, line: str) -> None:
@@ -94,35 +96,42 @@ class View:
     def _watch(self, live: Live | None) -> None:
         while True:
             over = self._over.wait(LOOK_S)
-            with self._lock:
-                seen = [(run_id, label, glance.stand()) for run_id, (glance, label) in self._glances.items()]
-            for run_id, label, stand in seen:
+            for run_id, label, stand in self._seen():
                 if stand.state == "done" and run_id not in self._told:
                     self._told.add(run_id)
-                    self.say(f"[{len(self._told)}/{len(seen)}] {label}: {line_of(stand)}")
+                    self.say(f"[{len(self._told)}/{self._n}] {label}: {line_of(stand)}")
             if live is not None:
-                live.update(self._picture(seen), refresh=True)
+                live.update(self.picture(), refresh=True)
             if over:
                 return
 
-    def _picture(self, seen: list[tuple[str, str, Stand]]) -> RenderableType:
-        counts = tally(stand for _, _, stand in seen)
-        elapsed = time.monotonic() - self._started
-        head = heading(counts, (counts.work - self._work_before) / elapsed if elapsed > 0 else 0.0)
+    def _seen(self) -> list[tuple[str, str, Stand]]:
+        """Id, label and stand of each run."""
+        with self._lock:
+            return [(run_id, label, glance.stand()) for run_id, (glance, label) in self._glances.items()]
+
+    def picture(self) -> RenderableType:
+        """What a terminal shows now."""
+        seen = self._seen()
+        stands = [stand for _, _, stand in seen]
+        head = heading(tally(stands, self._n), runs_a_second(stands, time.time()))
         return Group(head, *tables([(label, stand) for _, label, stand in seen]))
 
 
 def heading(counts: Tally, rate: float) -> RenderableType:
     """How far the sweep is. ``rate``: runs a second, parts of runs counted."""
     left = (counts.n - counts.n_failed - counts.work) / rate if rate > 0 else None
-    parts = [f"{counts.n_done} of {counts.n} done", f"{counts.n_running} running", f"{counts.n_failed} failed"]
-    if rate > 0:
-        parts.append(f"{3600 * rate:.3g} runs an hour")
+    lost = ", ".join(f"{n} {status}" for status, n in sorted(counts.lost.items()))
+    parts = [
+        f"{counts.n_done} of {counts.n} done{lost and f' ({lost})'}",
+        *(f"{counts.n_running} running", f"{counts.n_failed} failed", f"{counts.n_waiting} waiting"),
+    ]
+    pace = [f"{3600 * rate:,.{0 if 3600 * rate >= 10 else 1}f} runs an hour"] if rate > 0 else []
     if left is not None and left > 0:
-        parts.append(f"{duration(left)} left")
+        pace.append(f"{duration(left)} left")
     grid = Table.grid(padding=(0, 2))
-    grid.add_row(ProgressBar(total=max(counts.n, 1), completed=counts.work, width=30), Text(", ".join(parts)))
-    return grid
+    grid.add_row(ProgressBar(total=max(counts.n, 1), completed=counts.work, width=30), Text(", ".join(pace)))
+    return Group(Text(", ".join(parts)), grid)
 
 
 def tables(seen: list[tuple[str, Stand]]) -> list[RenderableType]:
@@ -138,7 +147,8 @@ def tables(seen: list[tuple[str, Stand]]) -> list[RenderableType]:
         if len(running) > MAX_RUNNING:
             table.add_row(f"and {len(running) - MAX_RUNNING} more", "", "", "")
         shown.append(table)
-    best = sorted((pair for pair in seen if pair[1].dev is not None), key=lambda pair: -(pair[1].dev or 0.0))
+    tried = [pair for pair in seen if pair[1].dev is not None and not pair[1].is_lost]
+    best = sorted(tried, key=lambda pair: -(pair[1].dev or 0.0))
     if best:
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("best so far")

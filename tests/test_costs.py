@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from test_analysis import accuracy, end_line, eval_line, read, run_line, whole_run, write
 
-from analysis import build, costs, paired, published, render
+from analysis import build, costs, paired, plan, published, render
 from analysis.select import choose
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +162,104 @@ def test_a_plan_says_what_is_missing_and_how_to_run_it(tmp_path: Path) -> None:
     assert (
         "% python -m runners.sweep suite=demo only=adamw,zo_adam" in (tmp_path / "demo/tables/memory.tex").read_text()
     )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _searched(folder: Path, optimizer: str, tests: dict[int, float], lrs: tuple[float, ...] = (0.1, 0.2)) -> None:
+    """Runs of a search over ``lrs`` with seed 1, whose first is the best, and then with these seeds."""
+    for lr in lrs:
+        whole_run(folder, optimizer=optimizer, lr=lr, seed=1, dev=tests[1] - lr, test=tests[1])
+    for seed, test in tests.items():
+        whole_run(folder, optimizer=optimizer, lr=lrs[0], seed=seed, dev=test, test=test)
+
+
+def test_a_plan_knows_missing_seeds(tmp_path: Path) -> None:
+    """Of two trials with seed 1 each and the better one with three seeds. A cell that is not whole is neither the best
+    nor tied, however good it looks; a seed that diverged is not missing, one that failed is."""
+    folder = tmp_path / "demo"
+    _searched(folder, "adamw", {1: 0.70, 2: 0.72, 3: 0.74})
+    _searched(folder, "sgd", {1: 0.69, 2: 0.73, 3: 0.72})
+    _searched(folder, "zo_adam", {1: 0.60, 2: 0.61})
+    whole_run(folder, optimizer="zo_adam", lr=0.1, seed=3, status="diverged")
+    _searched(folder, "zo_sgd", {1: 0.95, 2: 0.93})
+    _searched(folder, "zo_adamw", {1: 0.71, 2: 0.73})
+    whole_run(folder, optimizer="zo_adamw", lr=0.1, seed=3, status="failed")
+    _searched(folder, "sgd_momentum", {1: 0.99, 2: 0.99, 3: 0.99}, lrs=(0.1,))
+    cell = {"model": "tiny", "task": "toy", "scheme": "full", "precision": "fp32", "budget": "400 forwards"}
+    names = ("adamw", "sgd", "sgd_momentum", "zo_adam", "zo_adamw", "zo_sgd")
+    said: dict[str, Any] = {"command": "run", "seeds": [1, 2, 3], "tune_seeds": [1]}
+    said["cells"] = [{**cell, "optimizer": name, "trials": 2} for name in names]
+    (folder / "plan.json").write_text(json.dumps(said))
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    text = (folder / "tables/accuracy.md").read_text()
+    shown = dict(line[2:-2].split(" | ")[:2] for line in text.splitlines() if line.startswith("| "))
+    assert shown["adamw"] == "**72.0 ± 2.0 (3)**"
+    assert shown["sgd"] == "71.3 ± 2.1 (3) ≈"
+    assert shown["sgd_momentum"] == "99.0 ± 0.0 (3)"
+    assert shown["zo_adam"] == "60.5 ± 0.7 (2 of 3)"
+    assert shown["zo_adamw"] == "72.0 ± 1.4 (2 of 3)"
+    assert shown["zo_sgd"] == "94.0 ± 1.4 (2)"
+    assert "Neither is said of a cell with fewer seeds or trials than planned." in text
+    missing = text.partition("## Not run yet\n\n")[2].splitlines()
+    assert missing == [
+        "- tiny · fp32 · 400 forwards: sgd_momentum, toy / full: 1 of 2 trials",
+        "- tiny · fp32 · 400 forwards: zo_adamw, toy / full: 2 of 3 seeds",
+        "- tiny · fp32 · 400 forwards: zo_sgd, toy / full: 2 of 3 seeds",
+        "",
+        "    run only=sgd_momentum,zo_adamw,zo_sgd",
+    ]
+    p_best = {row["optimizer"]: row["p_best"] for row in _rows(folder / "tables/accuracy.csv")}
+    assert [name for name, p in p_best.items() if p] == ["sgd", "zo_adam"]
+    for name in ("equal_forwards", "time_to_target"):
+        bold = [line for line in (folder / f"tables/{name}.md").read_text().splitlines() if "**" in line]
+        assert bold
+        assert not any(short in line for line in bold for short in ("zo_sgd", "sgd_momentum", "zo_adamw"))
+    best = {row["best_optimizer"] for row in _rows(folder / "tables/equal_memory.csv")}
+    assert best <= {"", "adamw", "sgd", "zo_adam"}
+
+    for key in ("seeds", "tune_seeds"):
+        del said[key]
+    said["cells"] = [{**cell, "optimizer": name} for name in names]  # a plan of a time that did not count
+    (folder / "plan.json").write_text(json.dumps(said))
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    text = (folder / "tables/accuracy.md").read_text()
+    assert "**99.0 ± 0.0 (3)**" in text
+    assert "Not run yet" not in text
+
+
+def test_a_cell_whose_trials_are_all_lost_is_whole_with_all_its_seeds(tmp_path: Path) -> None:
+    cell = {"model": "tiny", "task": "toy", "scheme": "full", "precision": "fp32", "budget": "400 forwards"}
+    said = {"command": "run", "seeds": [1, 2], "tune_seeds": [1], "cells": [{**cell, "optimizer": "sgd", "trials": 2}]}
+    folder = tmp_path / "demo"
+    for lr in (0.1, 0.2):
+        whole_run(folder, optimizer="sgd", lr=lr, seed=1, status="diverged")
+    (folder / "plan.json").write_text(json.dumps(said))
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert "sgd, toy / full: 1 of 2 seeds\n" in (folder / "tables/accuracy.md").read_text()
+    whole_run(folder, optimizer="sgd", lr=0.2, seed=2, status="oom")
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert "Not run yet" not in (folder / "tables/accuracy.md").read_text()
+
+
+def test_what_the_lab_lacks_is_found(tmp_path: Path) -> None:
+    """The records of the repository without two seeds of a cell."""
+    lab = ROOT / "results/lab"
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    kept = [path for path in lab.glob("*-sst2-opt-lab-full-*.jsonl") if not path.name.startswith("adam-")]
+    kept += lab.glob("adam-sst2-opt-lab-full-*-s1-*.jsonl")
+    for path in kept:
+        (folder / path.name).symlink_to(path)
+    records = read(folder)
+    planned = plan.read(lab / "plan.json")
+    assert planned is not None
+    choices, missing, _ = planned.compare(records.runs, choose(records.runs))
+    assert "opt-lab · fp32 · 10000 forwards: adam, sst2 / full: 1 of 3 seeds" in missing
+    assert [(c.optimizer, c.lacks) for c in choices if c.lacks] == [("adam", "1 of 3 seeds")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": []}', '{"command": "x", "cells": [{}]}', "[" * 10**5])

@@ -59,6 +59,15 @@ def test_the_lab_plan_is_what_the_suite_says() -> None:
     assert [(cell["optimizer"], cell["scheme"]) for cell in cells] == [(r["optimizer"], r["scheme"]) for r in runs]
 
 
+@pytest.mark.parametrize("plan", sorted(ROOT.glob("results/*/plan.json")), ids=lambda path: path.parent.name)
+def test_what_committed_plans_say_is_there(plan: Path) -> None:
+    said = json.loads(plan.read_text())
+    assert said["n_run"] == len(list(plan.parent.glob("*.jsonl")))
+    assert (said["seeds"], said["tune_seeds"]) == ([1, 2, 3], [1])
+    assert {cell["trials"] for cell in said["cells"]} <= {1, 4}  # 1: without training
+    assert "Not run yet" not in (plan.parent / "tables/accuracy.md").read_text()
+
+
 @pytest.mark.parametrize("suite", ["lab", "zobench_sst2_lab"])
 def test_readme_shows_the_table(suite: str) -> None:
     _, *models = (ROOT / "results" / suite / "tables/accuracy.md").read_text().split("\n## ")

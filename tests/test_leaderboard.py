@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,28 @@ def test_an_entry_says_all_that_the_page_shows(tmp_path: Path) -> None:
     assert config["optimizer"]["lr"] == 0.1
     assert not {"paper", "search", "notes"} & set(config["optimizer"])
     assert "seed" not in config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recorded"),
+    [
+        (["model.path=/m/${model.name}", "lr=[1,2]"], "run model.path=/m/${model.name} lr=[1,2]"),
+        (["model.path=/m/${model.name}", "lr=[1,2]"], "run 'model.path=/m/${model.name}' 'lr=[1,2]'"),
+        (["note=it is mine", "seed=1"], "run 'note=it is mine' seed=1"),
+        (["optimizer=zo_sgd", "seed=1"], "run optimizer=zo_sgd seed=1"),
+        (["model.chat_template='{{x}}'"], "run model.chat_template='{{x}}'"),
+        (["note=it's", "out=a;b"], "run note=it's out=a;b"),
+        (["note=it's mine"], """run 'note=it'"'"'s mine'"""),
+        ([], ""),
+    ],
+)
+def test_a_shell_takes_a_command_as_it_was_given(arguments: list[str], recorded: str) -> None:
+    """Joined by spaces, as older records have it, or quoted. A shell reads them, not a library of ours."""
+    said = board.pasteable(recorded)
+    assert board.pasteable(said) == said
+    script = f'run() {{ printf "%s\\n" "$@"; }}\n{said}'
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert (ran.stdout.splitlines(), ran.stderr) == (arguments or [""] * bool(said), "")
 
 
 def test_the_overhead_is_that_of_the_profile_of_such_a_run(tmp_path: Path) -> None:

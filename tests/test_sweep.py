@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +16,12 @@ from typing import Any
 import pytest
 from conftest import TINY, Cli
 from omegaconf import OmegaConf
+from rich.console import Console
 
-from runners import launch, local, status, suite, sweep
+from runners import launch, local, pace, status, suite, sweep, train, view
 from runners.compose import spec_of
 from runners.forecast import Forecast, shape_of
-from runners.glance import TAIL, Glance
+from runners.glance import TAIL, Glance, Stand
 from runners.job import Ended
 from runners.multirun import expand
 from zobench.config import ConfigError
@@ -211,6 +214,24 @@ def test_a_dry_run_says_what_is_done_and_what_is_left(cli: Cli, make_suite: Make
     assert total == "12 runs, 0 done; left: 432 forwards, hours unknown, up to 0.005 GiB a run, activations on top"
 
 
+def test_commands_of_runs_can_be_pasted(cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path) -> None:
+    """In the lines of a dry run, and in records, whoever made them."""
+    del here
+    hard = "model.path=${oc.env:NOWHERE,package:}tiny"
+    arguments = make_suite(runs=[["optimizer=zo_sgd"]], seeds=[1], tune_seeds=[])
+    (line,) = cli(sweep, *arguments, hard, "dry_run=true").out.splitlines()[1:-1]
+    assert f" '{hard}' " in line
+    assert cli(sweep, *arguments, hard).code == 0
+    assert cli(train, *TINY, "optimizer=zo_sgd", hard, f"out={tmp_path / 'alone'}", "seed=2").code == 0
+    heads = [json.loads(path.read_text().splitlines()[0]) for path in sorted(tmp_path.glob("*/*.jsonl"))]
+    assert [head["suite"] for head in heads] == ["alone", "pair"]
+    for head in heads:
+        words = shlex.split(head["command"])
+        assert words[:3] == ["python", "-m", "runners.train"]
+        assert hard in words
+        assert head["command"] == shlex.join(words)
+
+
 def test_a_dry_run_learns_from_records(cli: Cli, make_suite: MakeSuite, here: list[list[str]]) -> None:
     arguments = make_suite(runs=[["optimizer=adamw"]], seeds=[1, 2], tune_seeds=[])
     assert cli(sweep, *arguments).code == 0
@@ -288,12 +309,14 @@ def test_a_sweep_writes_down_what_it_means_to_run(
     assert cli(sweep, *arguments, "jobs=2", "only=adamw", "wandb.project=it is mine").code == 0
     plan = json.loads((tmp_path / "pair" / "plan.json").read_text())
     assert plan["command"] == f"python -m runners.sweep suite=pair {arguments[1]} 'wandb.project=it is mine'"
+    assert (plan["seeds"], plan["tune_seeds"], plan["n_run"]) == ([1], [], 4)
     names = {
         "model": "tiny",
         "task": "toy",
         "scheme": "full",
         "precision": "fp32",
         "budget": plan["cells"][0]["budget"],
+        "trials": 1,
     }
     assert plan["cells"] == [
         {**names, "optimizer": "zo_sgd", "settings": {"optimizer.q": 1}},
@@ -311,6 +334,20 @@ def test_a_sweep_writes_down_what_it_means_to_run(
     assert ran.code == 0
     assert "plan.json is not written (No space left on device); tables will not know what is missing" in ran.out
     assert json.loads((tmp_path / "pair" / "plan.json").read_text()) == plan
+
+
+def test_a_plan_counts_trials_and_runs(cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs are those that a dry run lists, and those that a sweep leaves. Without training there is no grid."""
+    monkeypatch.setattr(launch.Launch, "__call__", lambda _, jobs: [_pretend(job, {}, []) for job in jobs])
+    runs = [["optimizer=adamw,sgd"], ["optimizer=none"]]
+    arguments = make_suite(common=TINY[:-1], runs=runs, seeds=[1, 2, 3], tune_seeds=[1, 9])
+    assert cli(sweep, *arguments, "dry_run=true").out.splitlines()[-1].startswith("24 runs, 0 done; ")
+    assert cli(sweep, *arguments).code == 0
+    folder = Path(arguments[1].removeprefix("out="))
+    plan = json.loads((folder / "plan.json").read_text())
+    assert (plan["seeds"], plan["tune_seeds"], plan["n_run"]) == ([1, 2, 3], [1, 9], 24)
+    assert [(cell["optimizer"], cell["trials"]) for cell in plan["cells"]] == [("adamw", 4), ("sgd", 4), ("none", 1)]
+    assert len(list(folder.glob("*.jsonl"))) == 24
 
 
 def _files(folder: Path) -> dict[Path, bytes]:
@@ -335,15 +372,15 @@ def test_a_search_takes_the_best_point_on_dev(cli: Cli, make_suite: MakeSuite, m
 
 
 def _pretend(overrides: Sequence[str], devs: dict[str, tuple[float, float] | None], worked: list[str]) -> Ended:
-    """Write the record of a run that was not made."""
+    """Write the record of a run that was not made; it diverged where ``devs`` has nothing for its learning rate."""
     given = dict(text.split("=") for text in overrides)
-    lr = given["optimizer.lr"]
+    lr = given.get("optimizer.lr", "")
     worked.append(f"{lr} {given['seed']}")
     spec = spec_of(overrides)
     record = Record(Path(given["out"]) / f"{spec.run_id}.jsonl")
     record.append({"kind": "run", "schema": 1, "metric": "accuracy", "budget": {"unit": "steps", "amount": 1}})
     end: dict[str, Any] = {"kind": "end", "status": "diverged", "reason": "loss nan", "metrics": {}}
-    if (dev := devs[lr]) is not None:
+    if (dev := devs.get(lr)) is not None:
         scores = {"accuracy": dev[0], "loss": dev[1]}
         end |= {"status": "completed", "metrics": {"dev": scores, "test": scores}, "chosen_step": 1, "train_s": 0.0}
     record.append(end)
@@ -465,6 +502,78 @@ def test_the_status_of_the_lab_results(capsys: pytest.CaptureFixture[str], tmp_p
     lock.give()
 
 
+def _record(folder: Path, name: str, *rows: dict[str, Any]) -> None:
+    """A record of a run of 10 steps, without or with an end."""
+    names = dict.fromkeys(("optimizer", "task", "model", "scheme", "precision"), name)
+    head = {"kind": "run", "metric": "accuracy", "budget": {"unit": "steps", "amount": 10}, "seed": 1, **names}
+    head["config"] = {"optimizer": {}}
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (head, *rows)))
+
+
+def _end(status: str, minute: int, dev: float, train_s: float = 50.0) -> list[dict[str, Any]]:
+    counts = {"n_forward": 20, "n_backward": 0, "train_s": train_s, "eval_s": 8.0}
+    scores = {"accuracy": dev, "loss": 1.0}
+    finished = f"2026-01-01T00:{minute:02}:00+00:00"
+    end = {
+        "kind": "end",
+        "status": status,
+        "reason": "why",
+        "n_step": 10,
+        **counts,
+        "rest_s": 2.0,
+        "finished": finished,
+    }
+    return [{"kind": "eval", "step": 5, "split": "dev", "metrics": scores, **counts}, end]
+
+
+def test_the_status_knows_the_plan_and_the_pace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A run a minute, but for a pause of half an hour: of ten runs, four are done in four minutes, and six are left."""
+    _record(tmp_path / "six", "good", *_end("completed", 1, 0.7))
+    _record(tmp_path / "six", "best", *_end("completed", 2, 0.8))
+    _record(tmp_path / "six", "wild", *_end("diverged", 33, 0.9))
+    _record(tmp_path / "six", "fat", *_end("oom", 34, 0.95))
+    assert status.main([str(tmp_path / "six")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "4 of 4 done (1 diverged, 1 oom), 0 running, 0 failed, 0 waiting"
+    (tmp_path / "six" / "plan.json").write_text(json.dumps({"command": "x", "cells": [], "n_run": 10}))
+    assert status.main([str(tmp_path / "six")]) == 0
+    counts, pace, *lines = capsys.readouterr().out.splitlines()
+    assert counts == "4 of 10 done (1 diverged, 1 oom), 0 running, 0 failed, 6 waiting"
+    assert pace.split(maxsplit=1)[1] == "60 runs an hour, 6 min left"
+    assert [line.split()[0] for line in lines[1:]] == ["best", "good"]
+    _record(tmp_path / "six", "bad", *_end("failed", 35, 0.99))
+    _record(tmp_path / "six", "half", _end("completed", 36, 0.75)[0])
+    assert status.main([str(tmp_path / "six")]) == 0
+    counts, pace, *lines = capsys.readouterr().out.splitlines()
+    assert counts == "4 of 10 done (1 diverged, 1 oom), 0 running, 1 failed, 5 waiting"
+    assert lines[0] == "1 broken off; the sweep's command goes on with them"
+    assert [line.split()[0] for line in lines[2:]] == ["best", "half", "good"]
+
+
+def test_the_view_of_a_sweep_agrees(tmp_path: Path) -> None:
+    _record(tmp_path, "good", *_end("completed", 1, 0.7))
+    _record(tmp_path, "wild", *_end("diverged", 2, 0.9))
+    terminal = Console(record=True, width=100, file=io.StringIO())
+    shown = view.View(terminal, 6)
+    shown.expect({name: (tmp_path / f"{name}.jsonl", name) for name in ("good", "wild", "later")})
+    with shown.watching():
+        terminal.print(shown.picture())
+    said = terminal.export_text()
+    assert "2 of 6 done (1 diverged), 0 running, 0 failed, 4 waiting\n" in said
+    assert "  60 runs an hour, 4 min left" in said
+    assert "wild" not in said
+
+
+def test_the_pace_of_runs_side_by_side() -> None:
+    """Two at a time, of a hundred seconds each; of the running ones, one is half done. Nobody knows when a killed one
+    was at work."""
+    done = [Stand("done", 1.0, spent=100.0, finished=end) for end in (1100.0, 1100.0, 1200.0)]
+    running = Stand("running", 0.5, spent=50.0)
+    killed = Stand("broken off", 0.9, spent=90.0)
+    assert pace.runs_a_second([*done, running, killed], now=1200.0) == pytest.approx(3.5 / 200)
+    assert pace.runs_a_second([killed], now=1200.0) == 0.0
+
+
 def test_a_glance_at_a_record_in_any_state(tmp_path: Path) -> None:
     """While it is written, torn, emptied, or with rows longer than what is looked at."""
     path = tmp_path / "run.jsonl"
@@ -494,6 +603,12 @@ def test_a_glance_at_a_record_in_any_state(tmp_path: Path) -> None:
 def test_a_status_of_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert status.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}: holds no record (*.jsonl)\n"
+    (tmp_path / "plan.json").write_text("[]")
+    assert status.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'plan.json'}: no plan of a suite (")
+    (tmp_path / "plan.json").write_text('{"n_run": 3}')
+    assert status.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("0 of 3 done, 0 running, 0 failed, 3 waiting\n")
 
 
 # ---- launchers ------------------------------------------------------------------------------------------------------

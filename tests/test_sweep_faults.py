@@ -5,6 +5,7 @@ Four kills here; `make faults` makes fifty.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -108,6 +109,51 @@ def test_a_sweep_that_is_stopped_and_two_that_go_on_with_it(
         assert said.splitlines()[-1].startswith(f"{len(whole)} runs, 0 without a result, ")
     assert all_courses(out) == whole
     _nothing_twice(out)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 1.0])
+def test_ctrl_c_before_the_first_run(suites: Path, tmp_path: Path, delay_s: float) -> None:
+    """The server imports for seconds, and Ctrl-C reaches it with the sweep: neither has anything to say of that."""
+    out = tmp_path / "faults"
+    sweep = _start(suites, out)
+    while not (servers := _servers(sweep)) and sweep.poll() is None:
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    os.killpg(sweep.pid, signal.SIGINT)
+    code, said = _finish(sweep)
+    assert (code, said) == (130, "error: stopped; the same command goes on where it stopped\n")
+    assert servers
+    assert not psutil.wait_procs(servers, timeout=PATIENCE_S)[1]
+    assert list(out.glob("*.jsonl")) == []
+
+
+def test_a_run_hears_ctrl_c_though_its_server_is_deaf(suites: Path, tmp_path: Path) -> None:
+    sweep = _start(suites, tmp_path / "faults")
+    heard = False
+    while not heard and sweep.poll() is None:
+        for process in _servers(sweep):  # and its runs
+            with contextlib.suppress(psutil.Error, OSError):
+                heard = heard or (process.ppid() != sweep.pid and _hears(process.pid))
+        time.sleep(0.01)
+    sweep.send_signal(signal.SIGINT)
+    assert heard
+    assert _finish(sweep)[0] in (0, 130)  # 0: all was done before
+
+
+def _hears(pid: int) -> bool:
+    """Whether SIGINT is caught by the process, and not held back."""
+    said = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    caught, blocked = (int(said[name], 16) >> (signal.SIGINT - 1) & 1 for name in ("SigCgt", "SigBlk"))
+    return bool(caught and not blocked)
+
+
+def _servers(sweep: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The server of the sweep, and what it has forked."""
+    try:
+        family = psutil.Process(sweep.pid).children(recursive=True)
+        return [p for p in family if "forkserver" in " ".join(p.cmdline())]
+    except psutil.Error:
+        return []
 
 
 @pytest.mark.usefixtures("here")

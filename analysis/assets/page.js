@@ -40,8 +40,8 @@ const columns = [
     return button;
   } }),
   numbers("score", "score, %", 0, score, { minWidth: 90 }),
+  names("scheme", "scheme", 1), // before the task: on a phone there is room for one of them
   names("task", "task", 1),
-  names("scheme", "scheme", 1),
   names("model", "model", 2),
   names("precision", "precision", 10),
   names("budget", "budget", 9),
