@@ -103,9 +103,8 @@ def _entry(example: Example) -> dict[str, Any]:
 
 
 def _with_ids(spec: RunSpec, examples: list[Example]) -> list[dict[str, Any]]:
-    tokenizer, max_length = spec.model.load_tokenizer()
-    entries = []
-    max_length = spec.task.max_length(max_length - spec.scheme.n_virtual)
+    tokenizer, limit = spec.model.load_tokenizer()
+    entries, max_length = [], spec.longest_row(limit)
     room = spec.task.max_new_tokens
     if spec.n_demonstration:
         solved = demonstrations.draw(drawn(spec.task)[0]["train"], spec.n_demonstration, spec.seed)
