@@ -161,8 +161,8 @@ def test_rows_longer_than_the_model_takes_are_cut_so_that_padding_fits_too(
     family, (longest, overrides) = model.removesuffix("-130"), LONGER[model]
     sizes = ["task.k_shot=2"] if family in MASKED else ["task.n_train=4", "task.n_dev=2"]
     bench = build(spec_of([
-        *FAMILIES[family], f"task=sst2{'_mask' * (family in MASKED)}", f"data.root={long_rows}", *sizes, "task.n_test=2",
-        f"scheme={scheme}", "optimizer=zo_sgd", "device=cpu", "batch_size=2", *overrides,
+        *FAMILIES[family], f"task=sst2{'_mask' * (family in MASKED)}", f"data.root={long_rows}", *sizes,
+        "task.n_test=2", f"scheme={scheme}", "optimizer=zo_sgd", "device=cpu", "batch_size=2", *overrides,
     ]))  # fmt: skip
     assert {len(e.prompt_ids) + (e.mask is None) for found in bench.data.values() for e in found} == {longest[scheme]}
     bench.optimizer.step(bench.objective(0))

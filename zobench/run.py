@@ -216,7 +216,7 @@ def build(spec: RunSpec) -> Bench:
     spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
     tokenizer, limit = spec.model.load_tokenizer()
     given = prompts(
-        spec.model, tokenizer, drawn, spec.longest_row(limit), seed=spec.seed,
+        spec.model, tokenizer, drawn, spec.longest_row(limit), task=spec.task, seed=spec.seed,
         calibration=spec.calibration, n_demonstration=spec.n_demonstration,
         reserve=spec.task.max_new_tokens,
     )  # fmt: skip
