@@ -22,6 +22,7 @@ from zobench.models import ModelError
 from zobench.run import RunSpec
 from zobench.tasks.base import DataError, Example, Task
 from zobench.tasks.splits import examples as drawn
+from zobench.tasks.splits import shown as example_of
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def shown(arguments: list[str]) -> list[str]:
     source = task.source(asked["split"])
     if span.stop > len(source.rows):
         raise ConfigError([f"rows={asked.get('rows', '0:3')}: split {asked['split']} has {len(source.rows)} rows"])
-    examples = [task.example(i, source.rows[i]) for i in span]
+    examples = [example_of(task, source, i) for i in span]
     entries = _with_ids(spec, examples) if spec is not None else [_entry(example) for example in examples]
     if "--json" in options:
         return [json.dumps({k: v for k, v in entry.items() if k != "tokens"}) for entry in entries]
@@ -103,9 +104,8 @@ def _entry(example: Example) -> dict[str, Any]:
 
 
 def _with_ids(spec: RunSpec, examples: list[Example]) -> list[dict[str, Any]]:
-    tokenizer, max_length = spec.model.load_tokenizer()
-    entries = []
-    max_length = spec.task.max_length(max_length - spec.scheme.n_virtual)
+    tokenizer, limit = spec.model.load_tokenizer()
+    entries, max_length = [], spec.longest_row(limit)
     room = spec.task.max_new_tokens
     if spec.n_demonstration:
         solved = demonstrations.draw(drawn(spec.task)[0]["train"], spec.n_demonstration, spec.seed)

@@ -290,8 +290,9 @@ def test_null_prompts_are_encoded_once_for_each_list_of_options(lab: Lab) -> Non
 
 def test_splits_are_encoded_without_demonstrations_where_there_are_none(lab: Lab) -> None:
     tokenizer, max_length, drawn = _given(lab)
+    run_spec = spec(lab, "optimizer=none")
     made = prompts(
-        spec(lab, "optimizer=none").model, tokenizer, drawn, max_length,
+        run_spec.model, tokenizer, drawn, max_length, task=run_spec.task,
         calibration="none", n_demonstration=0, seed=1, reserve=0,
     )  # fmt: skip
     assert made.data == {split: encode(tokenizer, found, max_length) for split, found in drawn.items()}

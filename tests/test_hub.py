@@ -82,7 +82,7 @@ import json
 from zobench.tasks import source
 from zobench.tasks.base import DataError
 found = source.load("nyu-mll/glue", "sst2", "train", root=None, revision=None)
-print(json.dumps([found.rows, found.identity]))
+print(json.dumps([found.rows, found.identity, found.place(2)]))
 for repo, split in (("nyu-mll/glue", "validation"), ("nyu-mll/glue", "dev"), ("nyu-mll/none", "train")):
     try:
         print(source.load(repo, "sst2", split, root=None, revision=None))
@@ -92,20 +92,23 @@ for repo, split in (("nyu-mll/glue", "validation"), ("nyu-mll/glue", "dev"), ("n
 
 
 def test_rows_and_errors_of_a_hub_on_this_machine(endpoint: str, tmp_path: Path) -> None:
-    place = {
+    variables = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(tmp_path),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
     }
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        place[name] = "0"
+        variables[name] = "0"
     program = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(program, cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        program, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=90
+    )
     assert done.returncode == 0, done.stderr
-    (rows, identity), broken, split, repo = (json.loads(line) for line in done.stdout.splitlines())
+    (rows, identity, place), broken, split, repo = (json.loads(line) for line in done.stdout.splitlines())
     assert rows == ROWS
     assert identity == {"hub": "nyu-mll/glue", "config": "sst2", "split": "train", "revision": COMMIT}
+    assert place == f"nyu-mll/glue, config sst2, split train on {endpoint}, row 2"
     assert broken.startswith(f"nyu-mll/glue, config sst2, split validation on {endpoint}, row 1: not UTF-8 (")
     for line, start in (
         (split, "nyu-mll/glue, config sst2, split dev"),

@@ -245,7 +245,7 @@ def test_a_word_that_is_not_one_token_is_one_clear_line(word: str, parts: str) -
         encode(_tokenizer(), [_example(options=(" great", word))], 20)
     assert str(caught.value) == (
         f"label word '{word}': is not one token for this model's tokenizer ({parts}), and a mask stands for one; "
-        "choose others, one a class, with task.words=[...]"
+        "choose words of one token, one a class, with task.words=[...], or a model whose tokenizer has these"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from zobench.config import ConfigError
 from zobench.layers import Layers
 from zobench.models import ModelError
 from zobench.objective import Meter, TaskObjective
+from zobench.run import build
 from zobench.save import is_saved
 from zobench.schemes.base import Scheme, real_tokens
 from zobench.schemes.bitfit import BitFit
@@ -169,16 +172,40 @@ def test_a_prefix_longer_than_a_layers_window_is_refused() -> None:
         Prefix(name="prefix", tokens=30).apply(_loaded("gemma"), 0, CPU, _tokenizer("gemma"))
 
 
-def test_a_row_leaves_room_for_virtual_tokens(lab: Lab) -> None:
-    from zobench.run import build
+LONGER = {  # positions of the model -> tokens of the longest row by scheme: with virtual tokens, a multiple of 8 fits
+    "opt": ({"full": 160, "prefix": 152, "prompt": 144}, []),
+    "gpt2": ({"full": 160, "prefix": 152, "prompt": 144}, []),
+    "roberta": ({"full": 152, "prefix": 152, "prompt": 144}, ["task.max_length=null"]),  # of 158
+    "opt-130": ({"full": 128, "prefix": 120, "prompt": 120}, ["model.architecture.max_position_embeddings=130"]),
+}
 
-    longest = {}
-    for scheme in ("full", "prompt"):
-        spec = lab.spec(f"scheme={scheme}", "task.n_train=2", "task.n_dev=2", "task.n_test=2")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(spec.task, "max_length", functools.partial(longest.setdefault, scheme))
-            build(spec)
-    assert longest["full"] - longest["prompt"] == 10
+
+@pytest.fixture(scope="module")
+def long_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SST-2, every row longer than the models of `FAMILIES` take."""
+    root = tmp_path_factory.mktemp("long")
+    folder = root / "nyu-mll" / "glue" / "sst2"
+    folder.mkdir(parents=True)
+    for split, n in (("train", 16), ("validation", 4)):
+        rows = [{"sentence": f"a {('dull', 'fine')[i % 2]} film {i} " * 40, "label": i % 2} for i in range(n)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+@pytest.mark.parametrize("scheme", ["full", "prefix", "prompt"])
+@pytest.mark.parametrize("model", LONGER)
+def test_rows_longer_than_the_model_takes_are_cut_so_that_padding_fits_too(
+    model: str, scheme: str, long_rows: Path
+) -> None:
+    family, (longest, overrides) = model.removesuffix("-130"), LONGER[model]
+    sizes = ["task.k_shot=2"] if family in MASKED else ["task.n_train=4", "task.n_dev=2"]
+    bench = build(spec_of([
+        *FAMILIES[family], f"task=sst2{'_mask' * (family in MASKED)}", f"data.root={long_rows}", *sizes,
+        "task.n_test=2", f"scheme={scheme}", "optimizer=zo_sgd", "device=cpu", "batch_size=2", *overrides,
+    ]))  # fmt: skip
+    assert {len(e.prompt_ids) + (e.mask is None) for found in bench.data.values() for e in found} == {longest[scheme]}
+    bench.optimizer.step(bench.objective(0))
+    assert math.isfinite(bench.evaluate("test")["loss"])
 
 
 # ---- derivatives ---------------------------------------------------------------------------------------------------

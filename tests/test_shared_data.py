@@ -91,6 +91,17 @@ def test_train_dev_and_test_share_no_row(name: str) -> None:
             assert n == dict.fromkeys(range(len(task.classes)), task.k_shot)
 
 
+# Prompts with their options in two splits, as docs/tasks.md says: in train and dev, train and test, dev and test.
+REPEATED = {"wsc": (12, 0, 0), "trec": (2, 2, 1), "trec_mask": (0, 0, 1), "drop": (1, 0, 0)}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_only_what_the_sources_repeat_is_in_two_splits(name: str) -> None:
+    shown = {split: {(e.prompt, e.suffix, e.options) for e in found} for split, found in _drawn(name).items()}
+    pairs = (("train", "dev"), ("train", "test"), ("dev", "test"))
+    assert tuple(len(shown[a] & shown[b]) for a, b in pairs) == REPEATED.get(name, (0, 0, 0))
+
+
 SIZES = {  # (train, dev, test) of the mirror's rows, by the protocol
     "sst2": (1000, 500, 872), "rte": (1000, 500, 277), "cb": (150, 100, 56), "copa": (300, 100, 100),
     "sst5": (1000, 500, 1000), "trec": (1000, 500, 500), "gsm8k": (1000, 500, 1000), "wsc": (416, 138, 104),

@@ -63,12 +63,13 @@ def test_sst2_is_shown_as_in_mezo(sentence: str, label: int, prompt: str) -> Non
         ({"sentence": "fine", "label": None}, "label None out of range 0 ... 1"),
         ({"sentence": "fine", "label": True}, "label True out of range 0 ... 1"),
         ({"sentence": None, "label": 1}, "column sentence holds None, not text"),
+        ({"sentence": " ", "label": 1}, "sentence: white space alone, so the prompt shows nothing of the row"),
     ],
 )
 def test_a_broken_row_is_named(row: Mapping[str, Any], reason: str) -> None:
     with pytest.raises(DataError) as caught:
         _sst2().example(12, row)
-    assert str(caught.value) == f"nyu-mll/glue/sst2, row 12: {reason}"
+    assert str(caught.value) == reason
 
 
 def test_a_root_that_is_no_folder_is_a_problem_of_the_settings(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ class _Numbers(Task):
 
     def source(self, split: str) -> Source:
         self.loaded.append(split)
-        return Source([{"label": i} for i in range(self._n_rows)], {"made": split})
+        return Source([{"label": i} for i in range(self._n_rows)], {"made": split}, split)
 
     def example(self, index: int, row: Mapping[str, Any]) -> Example:
         return Example(index, str(row["label"]), ("a", "b"), (0,))
@@ -310,17 +311,41 @@ def test_a_broken_mirror_is_one_clear_line(tmp_path: Path, data: bytes | None, r
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [(b'{"text": "fine", "label": 1}\n', "no column sentence"), (b'{"sentence": "x", "label": 9}\n', "label 9 out")],
+    [
+        (b'{"text": "fine", "label": 1}\n', "no column sentence"),
+        (b'{"sentence": "x", "label": 9}\n', "label 9 out"),
+        (b'{"sentence": " ", "label": 1}\n', "sentence: white space alone"),
+    ],
 )
 def test_a_broken_row_of_a_mirror_is_one_clear_line(tmp_path: Path, bad: bytes, reason: str) -> None:
     _mirror(tmp_path, GOOD * 8)
-    _mirror(tmp_path, GOOD * 2 + bad + GOOD, "validation")
+    path = _mirror(tmp_path, GOOD + b"\n" + GOOD + bad + GOOD, "validation")
     with pytest.raises(DataError) as caught:
         examples(_sst2(root=str(tmp_path)))
     line = str(caught.value)
-    assert line.startswith("task sst2, split validation: nyu-mll/glue/sst2, row 2: ")
-    assert reason in line
+    assert line.startswith(f"task sst2: {path}, line 4: {reason}")  # as editors count; the second one is empty
     assert "\n" not in line
+
+
+BAD = b'{"sentence": "fine", "label": %d}\n'
+
+
+def test_a_label_out_of_range_is_found_in_a_row_that_is_not_drawn(tmp_path: Path) -> None:
+    task = _sst2(root=str(tmp_path), n_train=1, n_dev=1, n_test=1)
+    _mirror(tmp_path, GOOD, "validation")
+    for n in range(8):  # at least six of which are not drawn
+        path = _mirror(tmp_path, GOOD * n + BAD % 7 + BAD % 8 + GOOD * (8 - n))
+        with pytest.raises(DataError) as caught:
+            examples(task)
+        assert str(caught.value) == f"task sst2: {path}, line {n + 1}: label 7 out of range 0 ... 1"
+
+
+def test_a_broken_row_of_the_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    _Hub(monkeypatch, [{"sentence": "fine", "label": 1}] * 6 + [{"text": "fine", "label": 1}])
+    with pytest.raises(DataError) as caught:
+        examples(_sst2())
+    place = r"nyu-mll/glue, config sst2, split (train|validation) on http\S+, row 6"
+    assert re.fullmatch(rf"task sst2: {place}: no column sentence; it has label, text", str(caught.value))
 
 
 # ---- the hub --------------------------------------------------------------------------------------------------------

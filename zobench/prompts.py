@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from zobench import demonstrations
 from zobench.calibration import Calibration, Nulls, nulls
 from zobench.models import LanguageModel
-from zobench.tasks.base import DataError, Example, Split
+from zobench.tasks.base import DataError, Example, Split, Task
 from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import ids_hash
 
@@ -39,12 +40,13 @@ def prompts(
     drawn: Mapping[Split, Sequence[Example]],
     max_length: int,
     *,
+    task: Task,
     calibration: Calibration,
     n_demonstration: int,
     seed: int,
     reserve: int,
 ) -> Prompts:
-    """Encode all splits. Demonstrations and calibration are for dev and test alone.
+    """Encode all splits of a task. Demonstrations and calibration are for dev and test alone.
 
     Args:
         model: what says how a prompt is shown and encoded; it is not loaded.
@@ -56,11 +58,14 @@ def prompts(
         DataError, ModelError: an example cannot be encoded, or has not what calibration or demonstrations need.
     """
 
-    def encode(found: Sequence[Example], bare: bool = False) -> list[Encoded]:
-        return model.encode(tokenizer, found, max_length, bare=bare, reserve=0 if bare else reserve)
+    def encode(split: Split, found: Sequence[Example], bare: bool = False) -> list[Encoded]:
+        try:
+            return model.encode(tokenizer, found, max_length, bare=bare, reserve=0 if bare else reserve)
+        except DataError as error:  # of a row, whose number is that of the source split
+            raise DataError(f"task {task.name}, split {task.source_splits[split]}: {error}") from error
 
     shown = demonstrations.draw(drawn["train"], n_demonstration, seed)
-    made = Prompts({"train": encode(drawn["train"])})
+    made = Prompts({"train": encode("train", drawn["train"])})
     n_kept: dict[str, float] = {}
     for split, found in drawn.items():
         if split == "train":
@@ -71,10 +76,10 @@ def prompts(
                 lambda made: model.shown(tokenizer, made), tokenizer, found, shown, max_length, reserve
             )
         n_kept[split] = round(sum(kept) / len(kept), 3)
-        made.data[split] = encode(given)
+        made.data[split] = encode(split, given)
         if calibration != "none":
             before = before if calibration == "icl_sfc" else [""] * len(found)
-            made.nulls[split] = nulls(lambda made: encode(made, bare=True), found, before)
+            made.nulls[split] = nulls(functools.partial(encode, split, bare=True), found, before)
     if shown:
         ids = [example.row for example in shown]
         made.rows["demonstrations"] = {"n": len(shown), "ids_sha256": ids_hash(ids), "kept": n_kept}

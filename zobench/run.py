@@ -37,7 +37,7 @@ from zobench.precision import Precision
 from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
-from zobench.scoring import Batch, Scorer
+from zobench.scoring import PAD_TO, Batch, Scorer
 from zobench.tasks.base import Split, Task
 from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import examples
@@ -132,6 +132,12 @@ class RunSpec:
             f"{kinds[self.task.masked]} ones; docs/models.md says which is which"
         ]
 
+    def longest_row(self, limit: int) -> int:
+        """Tokens that a row may have, of a model that takes ``limit``."""
+        # A multiple of PAD_TO, as rows are padded to one: behind virtual tokens, padding must not go beyond the table
+        # of positions either, which learned positions have.
+        return self.task.max_length((limit - self.scheme.n_virtual) // PAD_TO * PAD_TO)
+
     @property
     def run_id(self) -> str:
         """Readable name and a hash of what makes the run what it is; places and display options have no part in it."""
@@ -212,7 +218,7 @@ def build(spec: RunSpec) -> Bench:
     spec.scheme.check(spec.model.skeleton, [example for found in drawn.values() for example in found])
     tokenizer, limit = spec.model.load_tokenizer()
     given = prompts(
-        spec.model, tokenizer, drawn, spec.task.max_length(limit - spec.scheme.n_virtual), seed=spec.seed,
+        spec.model, tokenizer, drawn, spec.longest_row(limit), task=spec.task, seed=spec.seed,
         calibration=spec.calibration, n_demonstration=spec.n_demonstration,
         reserve=spec.task.max_new_tokens,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -34,10 +34,20 @@ class Example:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one split. ``identity``: where they came from, for the record."""
+    """Rows of one split.
+
+    identity: where they came from, for the record.   where: the same for a reader: a file, or repository and split.
+    lines: of a file, the line of each row, from 1 as editors count; None where rows are no lines.
+    """
 
     rows: list[Row]
     identity: dict[str, Any]
+    where: str
+    lines: Sequence[int] | None = None
+
+    def place(self, index: int) -> str:
+        """Where a row stands."""
+        return f"{self.where}, row {index}" if self.lines is None else f"{self.where}, line {self.lines[index]}"
 
 
 class Task(ABC):
@@ -108,11 +118,15 @@ class Task(ABC):
         """What the model is shown of a row.
 
         Raises:
-            DataError: a column is missing or of the wrong kind, or a label out of range.
+            DataError: a column is missing or of the wrong kind, or a label out of range; without the row's place.
         """
 
     def usable(self, row: Row) -> bool:
-        """Whether a row may be drawn; one without a gold label may not."""
+        """Whether a row may be drawn; one without a gold label may not. All rows of a source split are asked.
+
+        Raises:
+            DataError: the label is missing or out of range, where that is quickly seen; without the row's place.
+        """
         del row
         return True
 

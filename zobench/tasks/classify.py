@@ -8,7 +8,7 @@ from typing import Any
 from zobench.tasks import columns
 from zobench.tasks.base import DataError, Example, Row
 from zobench.tasks.hub import HubTask
-from zobench.tasks.template import Template
+from zobench.tasks.template import Template, check_shown
 
 
 class Classification(HubTask):
@@ -59,7 +59,8 @@ class Classification(HubTask):
         self._unlabelled = unlabelled
         self.masked = suffix is not None
 
-    def shown(self, index: int, row: Row) -> Example:
+    def example(self, index: int, row: Row) -> Example:
+        check_shown(row, self._shown, self._templates["suffix"])
         prompt = self._shown.fill(row).strip(" ")
         suffix = self._templates["suffix"].fill(row).rstrip(" ")
         return Example(index, prompt, self._options, (self._class(row),), suffix, null_prompt=self.null_text)
@@ -67,12 +68,19 @@ class Classification(HubTask):
     def _class(self, row: Row) -> int:
         if self._values is not None:
             return columns.one_of(row, self._label, self._values)
-        if not self.usable(row):
+        if self._without_label(row):
             raise DataError(f"{self._label} {self._unlabelled}: the row has no gold label")
         return columns.number(row, self._label, len(self.classes))
 
+    def _without_label(self, row: Row) -> bool:
+        return self._unlabelled is not None and row.get(self._label) == self._unlabelled
+
     def usable(self, row: Row) -> bool:
-        return self._unlabelled is None or row.get(self._label) != self._unlabelled
+        """See `Task`."""
+        if self._without_label(row):
+            return False
+        self._class(row)
+        return True
 
     def problems(self) -> list[str]:
         found = super().problems()

@@ -13,22 +13,30 @@ class WinoGrande(HubTask):
     """WinoGrande (Sakaguchi et al. 2020), shown as in ZO-Bench: the sentence up to its gap is the prompt; what is
     scored is the candidate with the rest of the sentence. Calibrates with nothing."""
 
-    def shown(self, index: int, row: Row) -> Example:
+    def example(self, index: int, row: Row) -> Example:
         sentence = columns.filled(row, "sentence")
         if sentence.count(GAP) != 1:
             raise DataError(f"sentence {sentence!r} has {sentence.count(GAP)} gaps ({GAP}); it must have one")
         before, after = sentence.split(GAP)
-        right = columns.one_of(row, "answer", ("1", "2"))
         candidates = (columns.filled(row, f"option{i}") for i in (1, 2))
         options = tuple(f"{' ' if before.endswith(' ') else ''}{candidate}{after}" for candidate in candidates)
-        return Example(index, before.rstrip(" "), options, (right,), null_prompt="")
+        return Example(index, before.rstrip(" "), options, (_right(row),), null_prompt="")
+
+    def usable(self, row: Row) -> bool:
+        """See `Task`."""
+        _right(row)
+        return True
+
+
+def _right(row: Row) -> int:
+    return columns.one_of(row, "answer", ("1", "2"))
 
 
 class Record(HubTask):
     """ReCoRD (Zhang et al. 2018), shown as in MeZO: a passage, its highlights as list items, and one item more: the
     query with an entity of the passage put in. Every answer counts as right. Calibrates with the list's dash."""
 
-    def shown(self, index: int, row: Row) -> Example:
+    def example(self, index: int, row: Row) -> Example:
         passage = columns.text(row, "passage").strip(" ").replace("@highlight\n", "- ")
         query = columns.text(row, "query").rstrip(" ")
         if PLACEHOLDER not in query:

@@ -23,13 +23,21 @@ class Copa(HubTask):
         super().__init__(**shared)
         self._alignment = alignment
 
-    def shown(self, index: int, row: Row) -> Example:
+    def example(self, index: int, row: Row) -> Example:
         premise = columns.filled(row, "premise").removesuffix(".")
         asked = columns.one_of(row, "question", tuple(CONJUNCTIONS))
         conjunction = list(CONJUNCTIONS.values())[asked] if self._alignment else ""
         options = tuple(f" {_continued(columns.filled(row, f'choice{i}'))}" for i in (1, 2))
-        label = columns.number(row, "label", 2)
-        return Example(index, f"{premise} {conjunction}".rstrip(), options, (label,), null_prompt=conjunction)
+        return Example(index, f"{premise} {conjunction}".rstrip(), options, (_right(row),), null_prompt=conjunction)
+
+    def usable(self, row: Row) -> bool:
+        """See `Task`."""
+        _right(row)
+        return True
+
+
+def _right(row: Row) -> int:
+    return columns.number(row, "label", 2)
 
 
 def _continued(choice: str) -> str:

@@ -9,7 +9,7 @@ from zobench.config import Range
 from zobench.tasks import columns
 from zobench.tasks.base import DataError, Example, Row
 from zobench.tasks.hub import HubTask
-from zobench.tasks.template import Template
+from zobench.tasks.template import Template, check_shown
 
 
 class Generation(HubTask):
@@ -39,7 +39,8 @@ class Generation(HubTask):
         self._prompt, self._answers = Template(prompt), answers
         self.metric, self.stop, self.max_new_tokens = metric, stop, max_new_tokens
 
-    def shown(self, index: int, row: Row) -> Example:
+    def example(self, index: int, row: Row) -> Example:
+        check_shown(row, self._prompt)
         taught, answers = self._taught(row)
         prompt = self._prompt.fill(row).strip(" ")
         return Example(index, prompt, (f" {taught}{self.stop}",), (0,), answers=answers)

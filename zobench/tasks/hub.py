@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
 from zobench.tasks import source
-from zobench.tasks.base import DataError, Example, Row, Source, Task
+from zobench.tasks.base import Source, Task
 
 
 class HubTask(Task):
-    """A task on a dataset of the hub; a subclass says in ``shown`` what the model is shown of a row.
+    """A task on a dataset of the hub; a subclass has ``example``.
 
     Args:
         repo, config: of the hub; config ``default`` is the repository's own.
@@ -25,20 +24,6 @@ class HubTask(Task):
 
     def source(self, split: str) -> Source:
         return source.load(self._repo, self._config, split, root=self._root, revision=self._revision)
-
-    def example(self, index: int, row: Row) -> Example:
-        try:
-            return self.shown(index, row)
-        except DataError as error:
-            raise DataError(f"{self._repo}/{self._config}, row {index}: {error}") from error
-
-    @abstractmethod
-    def shown(self, index: int, row: Row) -> Example:
-        """What the model is shown of a row.
-
-        Raises:
-            DataError: a column is missing or of the wrong kind, or a label out of range; without place or row.
-        """
 
     def problems(self) -> list[str]:
         found = super().problems()

@@ -58,6 +58,6 @@ def _one_token(tokenizer: Any, word: str) -> int:
         parts = ", ".join(map(str, tokenizer.convert_ids_to_tokens(ids)))
         raise DataError(
             f"label word {word!r}: is not one token for this model's tokenizer ({parts}), and a mask stands for one; "
-            "choose others, one a class, with task.words=[...]"
+            "choose words of one token, one a class, with task.words=[...], or a model whose tokenizer has these"
         )
     return int(ids[0])

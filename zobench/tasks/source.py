@@ -43,6 +43,7 @@ def _from_mirror(repo: str, config: str, split: str, root: Path) -> Source:
             + (f"; this folder has {there}" if there else "")
         ) from error
     rows: list[Row] = []
+    lines: list[int] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -53,9 +54,11 @@ def _from_mirror(repo: str, config: str, split: str, root: Path) -> Source:
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: not a JSON object")
         rows.append(row)
+        lines.append(number)
     if not rows:
         raise DataError(f"{path}: no rows")
-    return Source(rows, {"mirror": f"{repo}/{config}/{path.name}", "sha256": hashlib.sha256(data).hexdigest()})
+    identity = {"mirror": f"{repo}/{config}/{path.name}", "sha256": hashlib.sha256(data).hexdigest()}
+    return Source(rows, identity, str(path), lines)
 
 
 def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Source:
@@ -79,7 +82,7 @@ def _from_hub(repo: str, config: str, split: str, revision: str | None) -> Sourc
         rows.extend(loaded)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}, row {len(rows)}: not UTF-8 ({error})") from error
-    return Source(rows, {"hub": repo, "config": config, "split": split, "revision": sha})
+    return Source(rows, {"hub": repo, "config": config, "split": split, "revision": sha}, where)
 
 
 def _reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from zobench.engine.stream import SPLITS, generator
-from zobench.tasks.base import DEV_SHARE, DataError, Example, Split, Task
+from zobench.tasks.base import DEV_SHARE, DataError, Example, Source, Split, Task
 from zobench.tasks.base import SPLITS as NAMES
 
 
@@ -75,24 +75,15 @@ def examples(task: Task) -> tuple[dict[Split, list[Example]], dict[str, dict[str
         DataError: rows cannot be had, or a split comes out empty.
     """
 
-    def shown(name: str, ids: Sequence[int]) -> list[Example]:
-        try:
-            return [task.example(i, sources[name].rows[i]) for i in ids]
-        except DataError as error:
-            raise DataError(f"task {task.name}, split {name}: {error}") from error
-
     splits = task.source_splits
     sources = {name: task.source(name) for name in dict.fromkeys(splits[split] for split in NAMES)}
-    orders = {
-        name: [i for i in permutation(len(source.rows), task.data_seed) if task.usable(source.rows[i])]
-        for name, source in sources.items()
-    }
+    orders = {name: _usable(task, source) for name, source in sources.items()}
     if task.k_shot is None:
         shared = splits["train"] == splits["dev"]
         drawn = {s: draw(orders[splits[s]], s, task.sizes[s], shared, task.dev_share) for s in NAMES}
     else:
         train = splits["train"]
-        drawn = draw_per_class(orders[train], lambda i: shown(train, [i])[0].label[0], task)
+        drawn = draw_per_class(orders[train], lambda i: shown(task, sources[train], i).label[0], task)
         drawn["test"] = draw(orders[splits["test"]], "test", task.sizes["test"], False)
     found: dict[Split, list[Example]] = {}
     rows: dict[str, dict[str, object]] = {}
@@ -100,9 +91,37 @@ def examples(task: Task) -> tuple[dict[Split, list[Example]], dict[str, dict[str
         name = splits[split]
         if not drawn[split]:
             raise DataError(f"task {task.name}: no rows for {split}: {name} has only {len(orders[name])}")
-        found[split] = shown(name, drawn[split])
+        found[split] = [shown(task, sources[name], i) for i in drawn[split]]
         rows[split] = {"n": len(found[split]), "ids_sha256": ids_hash(drawn[split]), "source": sources[name].identity}
     return found, rows
+
+
+def shown(task: Task, source: Source, index: int) -> Example:
+    """What the model is shown of a row.
+
+    Raises:
+        DataError: it cannot be shown; the message says where the row stands.
+    """
+    try:
+        return task.example(index, source.rows[index])
+    except DataError as error:
+        raise _placed(task, source, index, error) from error
+
+
+def _usable(task: Task, source: Source) -> list[int]:
+    """The rows that may be drawn, permuted. All are looked at, in their order: a broken label is found though its row
+    would not be drawn, and the first one is named."""
+    usable = []
+    for i, row in enumerate(source.rows):
+        try:
+            usable.append(task.usable(row))
+        except DataError as error:
+            raise _placed(task, source, i, error) from error
+    return [i for i in permutation(len(source.rows), task.data_seed) if usable[i]]
+
+
+def _placed(task: Task, source: Source, index: int, error: DataError) -> DataError:
+    return DataError(f"task {task.name}: {source.place(index)}: {error}")
 
 
 def ids_hash(ids: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from zobench.config import nearest
 from zobench.tasks import columns
-from zobench.tasks.base import Row
+from zobench.tasks.base import DataError, Row
 
 TRANSFORMS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
@@ -65,3 +65,14 @@ class Template:
                 shown = TRANSFORMS[name](shown)
             filled.append(literal + shown)
         return "".join(filled)
+
+
+def check_shown(row: Row, *templates: Template) -> None:
+    """A row must have something to show in one of the templates; some of its columns may be blank.
+
+    Raises:
+        DataError: all the columns that they show hold white space alone, or one is missing or holds no text.
+    """
+    names = [column for template in templates for column in template.columns]
+    if not any(columns.text(row, name).strip() for name in names):
+        raise DataError(f"{' and '.join(names)}: white space alone, so the prompt shows nothing of the row")

@@ -238,7 +238,7 @@ class Toy(Task):
         if split not in N_ROWS:
             raise DataError(f"split={split}: the toy task has {' and '.join(N_ROWS)}")
         rows: list[Row] = list(generate("train" if split == "train" else "validation"))
-        return Source(rows, {"generated": split, "seed": SEED})
+        return Source(rows, {"generated": split, "seed": SEED}, f"generated {split}")
 
     def example(self, index: int, row: Row) -> Example:
         options = tuple(f" {word}" for word in OPTIONS)
