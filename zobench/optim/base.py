@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from zobench.config import Range, require
 from zobench.engine.direction import Direction, Distribution, Mask, MaskKind, MaskScope
 from zobench.engine.late import Late, Number
 from zobench.engine.ledger import Ledger
-from zobench.engine.ops import Op, Point, Rounding
+from zobench.engine.ops import Commit, Move, Op, Point, Rounding
 from zobench.engine.rules import Rule
 from zobench.engine.stream import BLOCKS, generator
 from zobench.layers import share
@@ -103,7 +103,7 @@ class ZOOptimizer(Optimizer):
         self.zo_eps, self.q, self.distribution, self.seed = zo_eps, q, distribution, seed
         self.blocks, self.order, self.n_block = blocks, order, n_block
         self.mask, self.sparsity, self.mask_scope, self.resample = mask, sparsity, mask_scope, resample
-        self._anneal = anneal_every, anneal_ratio, anneal_factor
+        self.anneal_every, self._anneal = anneal_every, (anneal_ratio, anneal_factor)
         self._n_layer = layers_named(names) if n_layer is None else n_layer
         self.memory: dict[str, Any] = {}  # what JSON can hold, and all that a step needs of the steps before it
         self.progress = 0.0  # share of the budget that is spent
@@ -258,6 +258,30 @@ class ZOOptimizer(Optimizer):
         self.settle()
         self.ledger.home()
 
+    def recall(self, ops: Sequence[Op]) -> None:
+        """Count a step and leave in ``memory`` what it left there, known from its moves and commits instead of losses:
+        what resuming in the midst of a trajectory needs. ``lr`` is what it was then. Of an annealed run, nothing says
+        the losses.
+
+        Raises:
+            ValueError: they are not those of such a step.
+        """
+        commits = [op for op in ops if isinstance(op, Commit)]
+        turns = self.turns()
+        if len(commits) != len(turns):
+            raise ValueError(f"step {self.n_step + 1} has {len(commits)} commits, not {len(turns)}")
+        moves = [op.point for op in ops if isinstance(op, Move)]
+        for (blocks, _), commit in zip(turns, commits, strict=True):
+            self._active = blocks
+            if self.lr > 0.0:
+                self.remember({z: float(c) for z, c in commit.point.items() if isinstance(z, Direction)}, moves)
+        self._active = None
+        self.n_step += 1
+
+    def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        """The part of `recall` that a method with a ``memory`` has to say, for an update of the blocks whose turn it
+        is. ``moves``: of the whole step."""
+
     def on_op(self, callback: Callable[[Op], None] | None) -> None:
         """Tell ``callback`` of every move and commit."""
         self.ledger.on_op = callback
@@ -274,7 +298,8 @@ class ZOOptimizer(Optimizer):
 
     def anneal(self, loss: Number) -> None:
         """Note the step's loss, and lower lr after a window of steps whose losses rose."""
-        every, ratio, factor = self._anneal
+        ratio, factor = self._anneal
+        every = self.anneal_every
         if every is None:
             return
         losses = [*self.memory.get("losses", []), float(loss)]
