@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from zobench.engine import position
-from zobench.engine.late import Late
 from zobench.engine.nothing import NoEngine
 from zobench.engine.ops import Commit, Copied, Move, Op
 from zobench.forward_mode import Tangent
@@ -91,6 +90,7 @@ class Said:
             raise Unheard from None
 
     def jvp(self, tangent: Tangent) -> Any:
+        del tangent
         return self(), self()
 
     def backward(self, layer: int = 0) -> Tensor:
@@ -183,9 +183,7 @@ class Again:
             group["lr"] = lr * self._bench.spec.schedule(progress)
         self.optimizer.progress = progress
 
-    def _other_numbers(
-        self, heard: Heard, progress: tuple[float, float, float]
-    ) -> Iterator[tuple[list[float], float]]:
+    def _other_numbers(self, heard: Heard, progress: tuple[float, float, float]) -> Iterator[tuple[list[float], float]]:
         """What losses and share of the budget may have been instead."""
         least, at, most = progress
         numbers = heard.numbers

@@ -70,7 +70,8 @@ def _drawn(optimizer: ZOOptimizer, pace: Pace, n_step: int, draw: random.Random)
 
     def steady(step: int) -> bool:
         forwards = set()
-        for optimizer.progress in pace.progress(step):
+        for progress in pace.progress(step):
+            optimizer.progress = progress
             forwards.add(optimizer.forwards_per_step)
         return len(forwards) == 1
 

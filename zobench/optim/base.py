@@ -173,6 +173,16 @@ class ZOOptimizer(Optimizer):
             start = layer
         return total
 
+    def forwards_between(self, n_full: int) -> tuple[float, float]:
+        """The least and most that the present step can have cost, where a whole training set is ``n_full``
+        minibatches."""
+        del n_full
+        most = self.forwards_per_step
+        if self.blocks == "all" or self.order != "random":
+            return most, most
+        ((_, layer),) = self.turns()  # all forwards but the first may run from its lowest layer up
+        return 1.0 + (self.evaluations - 1) * share(min(layer, self._n_layer), self._n_layer), most
+
     @property
     def direction_settings(self) -> dict[str, Any]:
         """What all its directions have in common, for the head of a trajectory."""

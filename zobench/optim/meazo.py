@@ -63,6 +63,7 @@ class MEAZO(ZOOptimizer):
     def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
         """With g_j = r_j w and w = sqrt(v_hat) + adam_eps, w is the root of (w - adam_eps)^2 (1 - beta2^t) =
         beta2 v + (1 - beta2) (1 / q) sum_j r_j^2 w^2. Of the first step, any w is one."""
+        del moves
         v, t = self.memory[str(self._active)]
         t += 1
         square = sum((c * self.q / self.lr) ** 2 for c in update.values()) / self.q

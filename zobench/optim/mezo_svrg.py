@@ -55,6 +55,10 @@ class MeZOSVRG(ZOOptimizer):
     def evaluations(self) -> int:
         return 4 * self.q
 
+    def forwards_between(self, n_full: int) -> tuple[float, float]:
+        cost = 2 * self.q * n_full if self.n_step % self.every == 0 else self.evaluations
+        return cost, cost
+
     def step(self, objective: Objective) -> StepInfo:  # type: ignore[override]
         if self.n_step % self.every == 0:
             self.ledger.copy("snapshot")
@@ -75,5 +79,6 @@ class MeZOSVRG(ZOOptimizer):
         return info_of(estimates)
 
     def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del moves
         if self.n_step % self.every == 0:
             self.memory["full"] = [[z.step, z.probe, -c / self.lr / self._full_to_lr] for z, c in update.items()]

@@ -51,5 +51,6 @@ class OnePoint(ZOOptimizer):
         return info_of([estimate])
 
     def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del moves
         (change,) = update.values()
         self.memory[str(self._active)] += -change / self.lr * self.zo_eps

@@ -84,6 +84,7 @@ class ZOSGDMomentum(ZOOptimizer):
         })  # fmt: skip
 
     def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del moves
         if self.history is not None:
             self._keep([[z.probe, -c / self.lr] for z, c in update.items() if z.step == self.n_step])
 

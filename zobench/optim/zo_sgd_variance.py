@@ -84,6 +84,7 @@ class ZOSGDVariance(ZOOptimizer):
         return info_of(estimates)
 
     def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del update
         if self._is_due:  # the last move is along all layers, by eps / d_b each
             by_layer = {z.blocks: float(c) for z, c in moves[-1].items() if isinstance(z, Direction)}
             self.memory["d"] = [self.zo_eps / abs(by_layer[b,]) for b in range(len(self._parts))]
