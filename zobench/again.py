@@ -28,7 +28,8 @@ from zobench.optim.base import ZOOptimizer
 from zobench.pace import Pace
 from zobench.run import Bench
 
-# How far a loss of about 1 may be off, by what matrices are multiplied in.
+# How far a loss of about 1 may be off, by what matrices are multiplied in: three to ten times what was measured on H200
+# records made again on a CPU, see docs/leaderboard.md.
 OFF = {"float32": 2e-5, "tf32": 2e-3, "bfloat16": 1e-2, "float16": 2e-3}
 EXAMPLES_OFF = 2  # of a minibatch, whose 0 or 1 may be another: losses without a gradient
 SLOPES_OFF = 75  # times that, how far a derivative along a direction may be off, of those of the run
