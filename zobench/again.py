@@ -19,9 +19,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from zobench.compare import compared
 from zobench.engine import position
-from zobench.engine.nothing import NoEngine
-from zobench.engine.ops import Commit, Copied, Move, Op
+from zobench.engine.ops import Commit, Op
 from zobench.forward_mode import Tangent
 from zobench.objective import Objective
 from zobench.optim.base import ZOOptimizer
@@ -33,11 +33,7 @@ from zobench.run import Bench
 OFF = {"float32": 2e-5, "tf32": 2e-3, "bfloat16": 1e-2, "float16": 2e-3}
 EXAMPLES_OFF = 2  # of a minibatch, whose 0 or 1 may be another: losses without a gradient
 SLOPES_OFF = 75  # times that, how far a derivative along a direction may be off, of those of the run
-CLOSE = 1e-3  # of any number, relative: norms of weights are summed on the device
 SIGNS = ((1, -1), (1, -1, -1, 1))  # of pairs of losses, and of differences of pairs; repeated
-SHOWN = 3  # directions of a point in a message
-
-Number = tuple[str, float]
 
 
 class Unheard(Exception):
@@ -156,7 +152,7 @@ class Again:
                 return
             after = optimizer.memory
         variants = [ours]
-        with self._taken_back(), self._without_sweeps():
+        with self._taken_back(), position.books_alone(optimizer.ledger):
             for numbers, at in self._other_numbers(heard, (least, progress, most)):
                 place = optimizer.ledger.place
                 optimizer.n_step, optimizer.memory = step, dict(known)
@@ -217,44 +213,11 @@ class Again:
                 for slot, kept in zip(ledger.named_slots(), weights, strict=True):
                     slot.weight.copy_(kept)
 
-    @contextmanager
-    def _without_sweeps(self) -> Iterator[None]:
-        """The ledger's books alone: no weight moves, and no forward may be asked for."""
-        ledger = self.optimizer.ledger
-        later, engines = ledger.later, ledger.engines
-        ledger.later, ledger.engines = None, [NoEngine() for _ in engines]
-        try:
-            yield
-        finally:
-            ledger.later, ledger.engines = later, engines
-
 
 def slope_of(commits: Iterable[Op], lr: float) -> float:
     """The root mean square of the coefficients of commits, over lr."""
     squares = [float(c) ** 2 for op in commits if isinstance(op, Commit) for c in op.point.values()]
     return math.sqrt(math.fsum(squares) / len(squares)) / lr if squares else 0.0
-
-
-def compared(theirs: list[Op], variants: list[list[Op]]) -> tuple[str | None, bool]:
-    """What tells a step's ops from all that it may do, or None; and whether rounding leaves anything to tell.
-
-    Args:
-        theirs: of the trajectory.
-        variants: as made here, first with the losses found here, then with others that rounding may have made of them.
-    """
-    shape, said = _shape(theirs), _numbers(theirs)
-    fitting = [_numbers(ops) for ops in variants if _shape(ops) == shape]
-    if not fitting:
-        return _of_shape(theirs, variants[0]), True
-    telling = False
-    for i, (what, value) in enumerate(said):
-        found = [numbers[i][1] for numbers in fitting]
-        least, most = min(found), max(found)
-        room = (most - least) / 2 + CLOSE * abs(value)
-        telling = telling or (what.startswith("commit") and not least - room <= 0.0 <= most + room)
-        if not least - room <= value <= most + room:
-            return f"{what} is {value:.6g} in the trajectory, here {found[0]:.6g} (rounding: {room:.2g})", True
-    return None, telling
 
 
 def _off(bench: Bench) -> float:
@@ -264,56 +227,3 @@ def _off(bench: Bench) -> float:
         return EXAMPLES_OFF / spec.batch_size
     matmul = spec.precision.matmul if spec.precision.dtype == "float32" else spec.precision.dtype
     return OFF[matmul]
-
-
-def _shape(ops: Sequence[Op]) -> list[Any]:
-    """All but the numbers."""
-    found: list[Any] = []
-    for op in ops:
-        if isinstance(op, Copied):
-            found.append(op.what)
-        elif isinstance(op, Move):
-            found.append(("move", frozenset(op.point)))
-        else:
-            found.append(("commit", frozenset(op.point), op.rule and op.rule.kind, op.blocks))
-    return found
-
-
-def _numbers(ops: Sequence[Op]) -> list[Number]:
-    """The numbers, and what each is of; in the same order for ops of one shape."""
-    found: list[Number] = []
-    for op in ops:
-        if isinstance(op, Copied):
-            continue
-        kind = "move" if isinstance(op, Move) else "commit"
-        point = sorted(((_axis(z), float(c)) for z, c in op.point.items()), key=lambda term: term[0])
-        found += [(f"{kind} along {axis}", c) for axis, c in point]
-        if isinstance(op, Commit):
-            found.append(("decay", op.decay))
-            found += [(f"{op.rule.kind}'s value {i}", x) for i, x in enumerate(op.rule.values)] if op.rule else []
-    return found
-
-
-def _axis(z: Any) -> str:
-    if hasattr(z, "tensor"):
-        return f"coordinate {z.index} of tensor {z.tensor}"
-    blocks = "" if z.blocks is None else f", blocks {list(z.blocks)}"
-    return f"z of step {z.step + 1}, probe {z.probe}{blocks}"
-
-
-def _of_shape(theirs: Sequence[Op], ours: Sequence[Op]) -> str:
-    for i, (a, b) in enumerate(itertools.zip_longest(_shape(theirs), _shape(ours))):
-        if a != b:
-            said, here = (_told(ops[i]) if i < len(ops) else "nothing" for ops in (theirs, ours))
-            return f"operation {i + 1} of {len(theirs)} is {said} in the trajectory, here {here} of {len(ours)}"
-    return "is another"
-
-
-def _told(op: Op) -> str:
-    if isinstance(op, Copied):
-        return f"a {op.what}"
-    terms = sorted((_axis(z), float(c)) for z, c in op.point.items())
-    text = ", ".join(f"{c:.6g} {axis}" for axis, c in terms[:SHOWN]) or "theta"
-    rule = f" through {op.rule.kind}" if isinstance(op, Commit) and op.rule else ""
-    more = f" and {len(terms) - SHOWN} more" if len(terms) > SHOWN else ""
-    return f"{'a move to' if isinstance(op, Move) else 'a commit of'} {text}{more}{rule}"

@@ -16,7 +16,7 @@ from zobench.engine.groups import Group, Stand, exchange, groups_of, slots_of, w
 from zobench.engine.late import Late, Number, may_count
 from zobench.engine.ops import Axis, Commit, Copied, Move, Op, Point, Rounding
 from zobench.engine.rules import Rule
-from zobench.engine.slot import Engine, Slot, Stream, Sweep
+from zobench.engine.slot import Slot, Stream, Sweep
 from zobench.engine.stream import ROUNDING, derive_key, tensor_id
 from zobench.engine.stream import Distribution as StreamDistribution
 
@@ -194,16 +194,6 @@ class Ledger:
         self.n_sweep, self.n_commit, self._mask, self.swapped, stands = place
         for group, stand in zip(self._groups, stands, strict=True):
             group.stand = stand
-
-    @property
-    def engines(self) -> list[Engine]:
-        """What moves the weights of each group; without one that does, only the books are kept."""
-        return [group.engine for group in self._groups]
-
-    @engines.setter
-    def engines(self, engines: list[Engine]) -> None:
-        for group, engine in zip(self._groups, engines, strict=True):
-            group.engine = engine
 
     @property
     def at_home(self) -> bool:

@@ -14,7 +14,7 @@ from zobench.config import Range, require
 from zobench.engine.direction import Direction, Distribution, Mask, MaskKind, MaskScope
 from zobench.engine.late import Late, Number
 from zobench.engine.ledger import Ledger
-from zobench.engine.ops import Commit, Move, Op, Point, Rounding
+from zobench.engine.ops import Op, Point, Rounding
 from zobench.engine.rules import Rule
 from zobench.engine.stream import BLOCKS, generator
 from zobench.layers import share
@@ -22,7 +22,7 @@ from zobench.objective import Objective
 from zobench.optim.blocks import By, Order, partition
 from zobench.optim.blocks import n_layer as layers_named
 from zobench.optim.estimates import Estimate, number
-from zobench.optim.step import StepInfo, Undo, settle, whole_step
+from zobench.optim.step import StepInfo, Undo, recall, settle, whole_step
 
 Positive = Annotated[float, Range(above=0.0)]
 NonNegative = Annotated[float, Range(least=0.0)]
@@ -103,7 +103,7 @@ class ZOOptimizer(Optimizer):
         self.zo_eps, self.q, self.distribution, self.seed = zo_eps, q, distribution, seed
         self.blocks, self.order, self.n_block = blocks, order, n_block
         self.mask, self.sparsity, self.mask_scope, self.resample = mask, sparsity, mask_scope, resample
-        self.anneal_every, self._anneal = anneal_every, (anneal_ratio, anneal_factor)
+        self.anneal_every, self.anneal_ratio, self.anneal_factor = anneal_every, anneal_ratio, anneal_factor
         self._n_layer = layers_named(names) if n_layer is None else n_layer
         self.memory: dict[str, Any] = {}  # what JSON can hold, and all that a step needs of the steps before it
         self.progress = 0.0  # share of the budget that is spent
@@ -276,17 +276,7 @@ class ZOOptimizer(Optimizer):
         Raises:
             ValueError: they are not those of such a step.
         """
-        commits = [op for op in ops if isinstance(op, Commit)]
-        turns = self.turns()
-        if len(commits) != len(turns):
-            raise ValueError(f"step {self.n_step + 1} has {len(commits)} commits, not {len(turns)}")
-        moves = [op.point for op in ops if isinstance(op, Move)]
-        for (blocks, _), commit in zip(turns, commits, strict=True):
-            self._active = blocks
-            if self.lr > 0.0:
-                self.remember({z: float(c) for z, c in commit.point.items() if isinstance(z, Direction)}, moves)
-        self._active = None
-        self.n_step += 1
+        recall(self, ops)
 
     def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
         """The part of `recall` that a method with a ``memory`` has to say, for an update of the blocks whose turn it
@@ -305,17 +295,3 @@ class ZOOptimizer(Optimizer):
             picked = tuple(sorted(int(i) for i in drawn))
             return [(picked, min(self._parts[i].layer for i in picked))]
         return [((i,), part.layer) for i, part in enumerate(self._parts)]
-
-    def anneal(self, loss: Number) -> None:
-        """Note the step's loss, and lower lr after a window of steps whose losses rose."""
-        ratio, factor = self._anneal
-        every = self.anneal_every
-        if every is None:
-            return
-        losses = [*self.memory.get("losses", []), float(loss)]
-        if len(losses) == every:
-            half = every // 2
-            if math.fsum(losses[half:]) / (every - half) > ratio * math.fsum(losses[:half]) / half:
-                self.memory["lr_scale"] = self.memory.get("lr_scale", 1.0) / factor
-            losses = []
-        self.memory["losses"] = losses
