@@ -19,7 +19,8 @@ NAMES = ("optimizer", "model", "task", "scheme", "precision", "budget", "suite")
 def entries(records: Records, overheads: overhead.Measured) -> tuple[list[Row], list[Any]]:
     """The entries, best first within a (task, model), as plain JSON values; and the parts of configs that they name.
 
-    ``optimizer`` and ``task`` name the variant, too. Scores are in percent, memory in GiB; what is not
+    ``optimizer`` and ``task`` name the variant, too, and ``task`` how many rows of train, dev and test were drawn with
+    which seed. Scores are in percent, memory in GiB; what is not
     known is None. ``config`` maps a key to a place in the second list, since ten thousand entries share few different
     parts. ``curve``: [forwards, mean, least, most] on dev.
 
@@ -42,7 +43,8 @@ def _entry(choice: Choice, courses: Courses, parts: dict[str, int], overheads: o
     kept = {key: json.dumps(value) for key, value in config.items() if key not in DISPLAY}
     verified = sum(bool(run["verified"]) for run in runs)
     return {
-        **{name: getattr(choice, name) for name in NAMES} | {"optimizer": choice.method, "task": choice.setting},
+        **{name: getattr(choice, name) for name in NAMES} | {"optimizer": choice.method},
+        "task": f"{choice.setting}{_rows(runs)}",
         "metric": runs[0]["metric"],
         "score": round(100 * choice.test, 3),
         "std": _rounded(100 * choice.test_std, 3),
@@ -64,6 +66,16 @@ def _entry(choice: Choice, courses: Courses, parts: dict[str, int], overheads: o
         "runs": [_run(run) for run in runs],
         "notes": list(choice.notes),
     }
+
+
+def _rows(runs: list[Row]) -> str:
+    """How much of the task the runs saw, and which part: entries that saw others are not of one task."""
+    if not all(run["sizes"] for run in runs):
+        return ""
+    drawn = "run's" if len(runs) > 1 and all(run["data_seed"] == run["seed"] for run in runs) else "/".join(
+        f"{seed:g}" for seed in sorted({run["data_seed"] for run in runs})
+    )  # fmt: skip
+    return f" ({' or '.join(sorted({run['sizes'] for run in runs}))} rows, data seed {drawn})"
 
 
 def _run(run: Row) -> Row:

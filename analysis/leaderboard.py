@@ -15,11 +15,13 @@ from analysis.render import Cell, Section, Table
 from analysis.select import Row
 
 EXPLAINED = (
+    "Task: rows of train, dev and test, and the seed that they were drawn with. "
     "Test score in percent: mean ± sample standard deviation over the seeds of the trial with the best mean dev score. "
     "Trials: settings tried. Forwards: a backward counts as two. Overhead: time of a step over that of its bare "
     "forwards, of the profile of such a run on the same device, where there is one. Verified: runs that were rebuilt "
-    "from their trajectory and evaluated again."
+    "from their trajectory and evaluated again, some of their steps made again; the protocol asks for three seeds."
 )
+SEEDS = 3  # that the protocol asks for
 
 
 def table(entries: list[Row]) -> Table:
@@ -41,9 +43,17 @@ def _row(entry: Row) -> tuple[Cell, ...]:
         *(entry[name] for name in ("optimizer", "scheme", "precision", "budget", "suite", "hardware")),
         f"{entry['score']:.1f}{spread}", str(entry["seeds"]), _shown(entry["forwards"], 0), _shown(entry["seconds"], 1),
         _shown(entry["memory"], 3), _shown(entry["overhead"], 2), str(entry["trials"]),
-        f"{entry['verified']} of {len(entry['runs'])}" if entry["verified"] else "no",
+        _verdict(entry),
     )  # fmt: skip
     return tuple(map(Cell, texts))
+
+
+def _verdict(entry: Row) -> str:
+    """As the page has it (`assets/page.js`)."""
+    if not entry["confirmed"]:
+        return f"{entry['verified']} of {len(entry['runs'])}" if entry["verified"] else "no"
+    n = entry["seeds"]
+    return "yes" if n >= SEEDS else f"yes ({n} {'seed' if n == 1 else 'seeds'})"
 
 
 def _shown(value: float | None, digits: int) -> str:

@@ -60,6 +60,7 @@ def run_line(row: Row) -> Row:
         "started": row.get("started"), "point": json.dumps(point, sort_keys=True),
         "settings": {**variants.settings_of(undescribed, searched), **said}, "config": json.dumps(undescribed),
         "command": text(row, "command") if "command" in row else "",
+        "sizes": _sizes(row.get("rows")), "data_seed": _data_seed(config.get("task")),
         "n_train": _n_train(config.get("task")), "n_class": _n_class(config.get("task")),
         **numbers(params, ("n_trainable", "n_total")), **numbers(row, ("forwards_per_step",)),
         **{f"hp.{name}": value for name, value in _flat(optimizer).items()},
@@ -157,6 +158,17 @@ def hardware_name(hardware: Mapping[str, Any]) -> str:
     n_cpu = hardware.get("n_cpu")
     cpus = f", {n_cpu} CPUs" if text(hardware, "device") == "cpu" and n_cpu is not None else ""
     return text(hardware, "name") + cpus
+
+
+def _sizes(rows: Any) -> str:
+    """Rows of train, dev and test, as they were drawn; '' where the run does not say."""
+    rows = rows if isinstance(rows, dict) else {}
+    found = [part.get("n") if isinstance(part := rows.get(split), dict) else None for split in ("train", "dev", "test")]
+    return "" if None in found else "/".join(map(str, found))
+
+
+def _data_seed(task: Any) -> float:
+    return _number(task, "data_seed") if isinstance(task, dict) else math.nan
 
 
 def _undescribed(config: Mapping[str, Any]) -> Row:

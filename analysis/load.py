@@ -39,7 +39,7 @@ RUN_COLUMNS = (
     *("status", "reason", "dev_score", "dev_loss", "test_score", "test_loss"),
     *("start_dev_score", "start_dev_loss", "start_test_score", "start_test_loss"),
     *("forwards", *lines.END_NUMBERS, "memory_kind"),
-    *("config", "command", "n_train", "n_class", "verified"),
+    *("config", "command", "sizes", "data_seed", "n_train", "n_class", "verified"),
 )
 EVAL_COLUMNS = ("suite", "run_id", "step", "split", "score", "loss", "forwards", *lines.EVAL_NUMBERS)
 

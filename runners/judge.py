@@ -15,7 +15,7 @@ from reprlib import repr as short
 from types import MappingProxyType
 from typing import Any
 
-from runners import protocol, untrusted
+from runners import counts, protocol, untrusted
 from runners.compose import compose, spec_from
 from runners.replay import config_of
 from runners.untrusted import RECORD, TRAJECTORY, VERIFIED, Refused, Submitted
@@ -30,6 +30,7 @@ from zobench.replay import Confirmation
 from zobench.run import RunSpec, build
 from zobench.tasks.base import DataError
 
+SIZES = ("n_train", "n_dev", "n_test", "k_shot", "data_seed")  # of a task: which rows of it
 SCHEMA = 1  # of RUN.verified.json
 
 
@@ -37,12 +38,13 @@ SCHEMA = 1  # of RUN.verified.json
 class Verdict:
     """``confirmation`` is None where nothing was replayed; ``problems``: why the record is refused; ``where``: the
     code and hardware that it was confirmed with; ``same``: what no other record of a submission may have in common with
-    it, as they would count one seed twice."""
+    it, as they would count one seed twice; ``notes``: what else whoever accepts it must know."""
 
     problems: list[str]
     confirmation: Confirmation | None = None
     where: dict[str, Any] = field(default_factory=dict)
     same: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def judge(folder: Path, name: str, places: list[str], seen: Mapping[str, str] = MappingProxyType({})) -> Verdict:
@@ -68,12 +70,15 @@ def _judged(folder: Path, name: str, places: list[str], seen: Mapping[str, str])
         problems = protocol.shape(rows, run.stem)
         if problems:
             return run, Verdict(problems)
+        if problems := counts.numbers(rows[0]["config"]):
+            return run, Verdict(problems)
         spec, problems = _spec(rows[0], name, places)
         if spec is None or problems:
             return run, Verdict(problems)
         conf, _ = compose([f"model={rows[0]['model']}", f"task={rows[0]['task']}"])
         assert conf is not None
         problems = [*protocol.claims(rows, spec.task.metric, conf), *_commit(rows[0]["git"]["sha"])]
+        problems += counts.of_record(rows, spec)
         if run.stem != spec.run_id:
             problems.append(f"run_id {run.stem}: the config's is {spec.run_id}")
         same = _sameness(spec)
@@ -83,9 +88,9 @@ def _judged(folder: Path, name: str, places: list[str], seen: Mapping[str, str])
             problems += _trajectory_problems(run, rows)
         if problems or run.trajectory is None:
             return run, Verdict(problems, same=same)
-        found = _replayed(run, spec)
+        found = _replayed(run, rows, spec)
         where = {"git": provenance.git(), "hardware": provenance.hardware(spec.device)}
-        return run, Verdict(found.differences, found, where, same)
+        return run, Verdict(found.differences, found, where, same, _notes(rows[0], conf, found))
     except (Refused, RecordError, DataError, ModelError) as error:
         return None, Verdict([str(error)])
 
@@ -107,6 +112,25 @@ def _spec(head: Mapping[str, Any], name: str, places: list[str]) -> tuple[RunSpe
         return None, error.problems
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         return None, [f"config: makes no run ({type(error).__name__}: {short(str(error))})"]
+
+
+def _notes(head: Mapping[str, Any], conf: Mapping[str, Any], found: Confirmation) -> list[str]:
+    """Sizes that are not those of the task's yaml, and how much the steps that were made again can tell."""
+    said, meant = head["config"]["task"], conf["task"]
+    sizes = [
+        f"task.{key}={json.dumps(said.get(key))} (conf/task/{head['task']}.yaml: {json.dumps(meant[key])})"
+        for key in SIZES
+        if key in meant and said.get(key) != meant[key]
+    ]
+    notes = [f"other rows than the task's own: {', '.join(sizes)}"] if sizes else []
+    if found.n_telling < 2:
+        notes.append(
+            f"{found.n_telling} of {len(found.steps)} steps made again have updates that are larger than rounding, so "
+            "another lr or optimizer might not show"
+        )
+    if head["config"]["optimizer"].get("anneal_every") is not None:
+        notes.append("of an annealed run, steps are made again up to the first annealing alone")
+    return notes
 
 
 def _sameness(spec: RunSpec) -> str:
@@ -163,10 +187,12 @@ def _trajectory_problems(run: Submitted, rows: list[dict[str, Any]]) -> list[str
     if not isinstance(spent, list) or mark.get("step") != end["n_step"] or [*spent, 0][:5] != counted:
         where = f"step {short(mark.get('step'))}, spent {short(spent)}"
         return [f"the trajectory ends at {where}; the record at step {end['n_step']}, spent {counted}"]
+    if n_step != end["n_step"]:
+        return [f"the trajectory has {n_step} steps; the record {end['n_step']}"]
     return []
 
 
-def _replayed(run: Submitted, spec: RunSpec) -> Confirmation:
+def _replayed(run: Submitted, rows: list[dict[str, Any]], spec: RunSpec) -> Confirmation:
     """Replay a private copy, so that what is judged is what was read.
 
     Raises:
@@ -178,6 +204,8 @@ def _replayed(run: Submitted, spec: RunSpec) -> Confirmation:
         path.write_bytes(run.record)
         path.with_name(run.stem + TRAJECTORY).write_bytes(run.trajectory)
         bench = build(spec)
+        if problems := counts.of_steps(rows, bench):
+            return Confirmation({}, problems)
         try:
             return audit(bench, path)
         except RecordError as error:
@@ -193,6 +221,6 @@ def _verification(run: Submitted, found: Confirmation) -> dict[str, Any]:
         "schema": SCHEMA, "run_id": run.stem,
         "record_sha256": hashlib.sha256(run.record).hexdigest(),
         "trajectory_sha256": hashlib.sha256(run.trajectory).hexdigest(),
-        "metrics": found.metrics, "zobench": __version__,
+        "metrics": found.metrics, "steps": list(found.steps), "n_telling": found.n_telling, "zobench": __version__,
         "checked": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

@@ -45,7 +45,9 @@ def shape(rows: list[Row], stem: str) -> list[str]:
     for name in ("config", "budget", "hardware", "git", "rows", "source", "versions"):
         if not isinstance(head.get(name), dict):
             problems.append(f"{name}: must be an object")
-    for part in (head.get("config") or {}, head):
+    problems += _parts(head)
+    said = {key: value for key, value in head.items() if key != "command"}  # which is shown, never run or resolved
+    for part in (head.get("config") or {}, said):
         problems += [f"{where}: an interpolation" for where, text in _texts(part) if "${" in text]
     for i, row in enumerate(rows, 1):
         if row["kind"] == "eval" and not (
@@ -54,13 +56,31 @@ def shape(rows: list[Row], stem: str) -> list[str]:
             problems.append(f"row {i}: an evaluation must say split, step and finite metrics")
         if row["kind"] in ("step", "resume") and not _is_count(row.get("step")):
             problems.append(f"row {i}: must say a step")
-    if not _is_count(end.get("n_step")) or not all(_number(end.get(name)) for name in COUNTS):
+        if row["kind"] in ("step", "eval") and not all(_number(row.get(name)) for name in (*COUNTS[:2], "train_s")):
+            problems.append(f"row {i}: must say {', '.join(COUNTS[:2])} and train_s")
+    if not all(_is_count(end.get(name)) for name in ("n_step", *COUNTS[2:4])) or not all(
+        _number(end.get(name)) for name in COUNTS
+    ):
         problems.append(f"the end row must say n_step, {', '.join(COUNTS)}")
     for group in ("metrics", "start"):
         by_split = end.get(group)
         if not isinstance(by_split, dict) or not all(_scores(by_split.get(split)) for split in ("dev", "test")):
             problems.append(f"the end row's {group} must say finite metrics of dev and test")
     return list(dict.fromkeys(problems))
+
+
+def _parts(head: Row) -> list[str]:
+    """Of the objects of a run row, what the other rules and a replay rest on."""
+    problems = [
+        f"{group}.{key} {short(_get(head, group, key))}: must be a text"
+        for group, key in (("hardware", "device"), ("hardware", "name"), ("source", "fingerprint"))
+        if not isinstance(_get(head, group, key), str)
+    ]
+    for split in ("train", "dev", "test"):
+        n = _get(head["rows"], split, "n") if isinstance(head.get("rows"), dict) else None
+        if not _is_count(n) or n == 0:
+            problems.append(f"rows.{split}.n {short(n)}: must be a whole number above 0")
+    return problems
 
 
 def claims(rows: list[Row], metric: str, conf: Mapping[str, Any]) -> list[str]:
@@ -97,6 +117,11 @@ def _identity(head: Row, metric: str, conf: Mapping[str, Any]) -> list[str]:
             problems.append(
                 f"model.{key}={short(config['model'][key])}: conf/model/{head['model']}.yaml has {short(value)}"
             )
+    problems += [
+        f"model.{key}={short(value)}: conf/model/{head['model']}.yaml does not have it"
+        for key, value in config["model"].items()
+        if key not in conf["model"]
+    ]
     for key, value in conf["task"].items():  # how much of the task may differ, what it is may not
         if key not in PLACES and isinstance(value, str | list) and config["task"].get(key, value) != value:
             problems.append(

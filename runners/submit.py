@@ -69,7 +69,7 @@ def check(folder: Path, places: list[str]) -> int:
             print(f"within the protocol, not verified: {name} (no trajectory: only zeroth-order runs leave one)")
         else:
             confirmed += 1
-            print(f"verified: {name}")
+            print(f"verified: {name}", *(f"note: {note}" for note in verdict.notes), sep="\n    ")
     print(f"{len(names)} records: {confirmed} verified, {refused} refused")
     return 0 if confirmed and not refused else 1
 

@@ -170,7 +170,7 @@ def test_filters(shown: Page) -> None:
     time.sleep(0.4)
     shown.click("#verified")
     time.sleep(0.4)
-    assert shown.column("verified") == ["✓ 1 of 1"]
+    assert shown.column("verified") == ["✓ yes (1 seed)"]
     shown.driver.find_element("id", "search").send_keys("nothing at all")
     time.sleep(0.4)
     assert "no entry fits the filters" in shown.js("return $('table').textContent")

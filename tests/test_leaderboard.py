@@ -156,3 +156,32 @@ def test_many_records_take_few_seconds(tmp_path: Path, monkeypatch: pytest.Monke
     seconds, peak = bench_analysis.measure(tmp_path, 100)
     assert seconds < bench_analysis.LIMIT_S / 20
     assert peak > 0
+
+
+def _rows(n_train: int, n_dev: int, n_test: int) -> dict[str, Any]:
+    return {"train": {"n": n_train}, "dev": {"n": n_dev}, "test": {"n": n_test}}
+
+
+def test_rows_and_data_seed_are_part_of_the_task_even_of_a_lone_run(tmp_path: Path) -> None:
+    path = whole_run(tmp_path, rows=_rows(8, 4, 2))
+    lines = path.read_text().splitlines()
+    head = json.loads(lines[0])
+    head["config"]["task"] = {"name": "toy", "data_seed": 77}
+    path.write_text("\n".join([json.dumps(head), *lines[1:]]) + "\n")
+    (entry,), _ = board.entries(read(tmp_path), {})
+    assert entry["task"] == "toy (8/4/2 rows, data seed 77)"
+    text = leaderboard.render.markdown(leaderboard.table([entry]))
+    assert "## toy (8/4/2 rows, data seed 77) · tiny" in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verified", "said"),
+    [(1, 0, "no"), (1, 1, "yes (1 seed)"), (2, 2, "yes (2 seeds)"), (3, 2, "2 of 3"), (3, 3, "yes")],
+)
+def test_verified_of_few_seeds_reads_so(tmp_path: Path, seeds: int, verified: int, said: str) -> None:
+    for seed in range(seeds):
+        whole_run(tmp_path, seed=seed)
+    records = read(tmp_path)
+    records.runs["verified"] = [i < verified for i in range(seeds)]
+    (entry,), _ = board.entries(records, {})
+    assert f"| {said} |" in leaderboard.render.markdown(leaderboard.table([entry]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,13 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """``metrics``: of the rebuilt weights; ``differences``: what does not agree with the record, one line each."""
+    """``metrics``: of the rebuilt weights; ``differences``: what does not agree with the record, one line each;
+    ``steps``: those that were made again, from 1, of which ``n_telling`` could have shown another lr (see `again`)."""
 
     metrics: dict[str, dict[str, float]]
     differences: list[str]
+    steps: Sequence[int] = ()
+    n_telling: int = 0
 
 
 def recorded(path: Path) -> Recorded:

@@ -9,7 +9,8 @@ const MISSING = "—";
 const number = (value, digits) => value === null || value === undefined ? MISSING
   : value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const score = (e) => number(e.score, 1) + (e.std === null ? "" : ` ± ${number(e.std, 1)}`);
-const verdict = (e) => e.verified === 0 ? "no" : `${e.verified} of ${e.runs.length}`;
+const verdict = (e) => e.verified === 0 ? "no" : !e.confirmed ? `${e.verified} of ${e.runs.length}`
+  : e.seeds >= 3 ? "yes" : `yes (${e.seeds} ${e.seeds === 1 ? "seed" : "seeds"})`;
 
 function make(name, text, properties = {}) {
   const element = document.createElement(name);

@@ -4,7 +4,8 @@ bit."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from zobench.engine.direction import Coordinate, Direction, Mask
 from zobench.engine.groups import with_bits
 from zobench.engine.late import Number
 from zobench.engine.ledger import Ledger
+from zobench.engine.nothing import NoEngine
 from zobench.engine.ops import Axis
 from zobench.engine.rules import Rule
 
@@ -64,6 +66,21 @@ def restore(ledger: Ledger, state: Mapping[str, Any]) -> None:
         if tensor.dtype != kept.dtype:
             raise ValueError(f"a tensor of {kept.dtype} in the place of one of {tensor.dtype}")
         tensor.copy_(kept)
+
+
+@contextmanager
+def books_alone(ledger: Ledger) -> Iterator[None]:
+    """Within, no weight moves: the ledger only writes down where they would be. Nothing may be planned."""
+    later, engines = ledger.later, [group.engine for group in ledger._groups]
+    ledger.later = None
+    for group in ledger._groups:
+        group.engine = NoEngine()
+    try:
+        yield
+    finally:
+        ledger.later = later
+        for group, engine in zip(ledger._groups, engines, strict=True):
+            group.engine = engine
 
 
 def _tensors(ledger: Ledger) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from zobench.objective import Objective
 from zobench.optim.blocks import By, Order, partition
 from zobench.optim.blocks import n_layer as layers_named
 from zobench.optim.estimates import Estimate, number
-from zobench.optim.step import StepInfo, Undo, settle, whole_step
+from zobench.optim.step import StepInfo, Undo, recall, settle, whole_step
 
 Positive = Annotated[float, Range(above=0.0)]
 NonNegative = Annotated[float, Range(least=0.0)]
@@ -103,7 +103,7 @@ class ZOOptimizer(Optimizer):
         self.zo_eps, self.q, self.distribution, self.seed = zo_eps, q, distribution, seed
         self.blocks, self.order, self.n_block = blocks, order, n_block
         self.mask, self.sparsity, self.mask_scope, self.resample = mask, sparsity, mask_scope, resample
-        self._anneal = anneal_every, anneal_ratio, anneal_factor
+        self.anneal_every, self.anneal_ratio, self.anneal_factor = anneal_every, anneal_ratio, anneal_factor
         self._n_layer = layers_named(names) if n_layer is None else n_layer
         self.memory: dict[str, Any] = {}  # what JSON can hold, and all that a step needs of the steps before it
         self.progress = 0.0  # share of the budget that is spent
@@ -172,6 +172,16 @@ class ZOOptimizer(Optimizer):
             total += share(start, self._n_layer) + (self.evaluations - 1) * share(layer, self._n_layer)
             start = layer
         return total
+
+    def forwards_between(self, n_full: int) -> tuple[float, float]:
+        """The least and most that the present step can have cost, where a whole training set is ``n_full``
+        minibatches."""
+        del n_full
+        most = self.forwards_per_step
+        if self.blocks == "all" or self.order != "random":
+            return most, most
+        ((_, layer),) = self.turns()  # all forwards but the first may run from its lowest layer up
+        return 1.0 + (self.evaluations - 1) * share(min(layer, self._n_layer), self._n_layer), most
 
     @property
     def direction_settings(self) -> dict[str, Any]:
@@ -258,6 +268,20 @@ class ZOOptimizer(Optimizer):
         self.settle()
         self.ledger.home()
 
+    def recall(self, ops: Sequence[Op]) -> None:
+        """Count a step and leave in ``memory`` what it left there, known from its moves and commits instead of losses:
+        what resuming in the midst of a trajectory needs. ``lr`` is what it was then. Of an annealed run, nothing says
+        the losses.
+
+        Raises:
+            ValueError: they are not those of such a step.
+        """
+        recall(self, ops)
+
+    def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        """The part of `recall` that a method with a ``memory`` has to say, for an update of the blocks whose turn it
+        is. ``moves``: of the whole step."""
+
     def on_op(self, callback: Callable[[Op], None] | None) -> None:
         """Tell ``callback`` of every move and commit."""
         self.ledger.on_op = callback
@@ -271,16 +295,3 @@ class ZOOptimizer(Optimizer):
             picked = tuple(sorted(int(i) for i in drawn))
             return [(picked, min(self._parts[i].layer for i in picked))]
         return [((i,), part.layer) for i, part in enumerate(self._parts)]
-
-    def anneal(self, loss: Number) -> None:
-        """Note the step's loss, and lower lr after a window of steps whose losses rose."""
-        every, ratio, factor = self._anneal
-        if every is None:
-            return
-        losses = [*self.memory.get("losses", []), float(loss)]
-        if len(losses) == every:
-            half = every // 2
-            if math.fsum(losses[half:]) / (every - half) > ratio * math.fsum(losses[:half]) / half:
-                self.memory["lr_scale"] = self.memory.get("lr_scale", 1.0) / factor
-            losses = []
-        self.memory["losses"] = losses

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from zobench.engine.direction import Direction
+from zobench.engine.ops import Point
 from zobench.objective import Objective
 from zobench.optim.base import Positive, Share, ZOOptimizer
 from zobench.optim.estimates import info_of
@@ -57,3 +59,15 @@ class MEAZO(ZOOptimizer):
         width = math.sqrt(v / (1.0 - self.beta2**t)) + self.adam_eps
         self.commit({e.direction: -self.lr / self.q * e.slope / width for e in estimates})
         return info_of(estimates)
+
+    def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        """With g_j = r_j w and w = sqrt(v_hat) + adam_eps, w is the root of (w - adam_eps)^2 (1 - beta2^t) =
+        beta2 v + (1 - beta2) (1 / q) sum_j r_j^2 w^2. Of the first step, any w is one."""
+        del moves
+        v, t = self.memory[str(self._active)]
+        t += 1
+        square = sum((c * self.q / self.lr) ** 2 for c in update.values()) / self.q
+        bias, new = 1.0 - self.beta2**t, (1.0 - self.beta2) * square
+        a, b, c = bias - new, bias * self.adam_eps, bias * self.adam_eps**2 - self.beta2 * v
+        width = (b + math.sqrt(max(b * b - a * c, 0.0))) / a
+        self.memory[str(self._active)] = [self.beta2 * v + new * width**2, t]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from zobench.engine.direction import Direction
+from zobench.engine.ops import Point
 from zobench.objective import Objective
 from zobench.optim.base import Count, Positive, ZOOptimizer
 from zobench.optim.estimates import info_of
@@ -55,6 +57,10 @@ class MeZOSVRG(ZOOptimizer):
     def evaluations(self) -> int:
         return 4 * self.q
 
+    def forwards_between(self, n_full: int) -> tuple[float, float]:
+        cost = 2 * self.q * n_full if self.n_step % self.every == 0 else self.evaluations
+        return cost, cost
+
     def step(self, objective: Objective) -> StepInfo:  # type: ignore[override]
         if self.n_step % self.every == 0:
             self.ledger.copy("snapshot")
@@ -73,3 +79,8 @@ class MeZOSVRG(ZOOptimizer):
             update[self.direction(step, probe)] = -self.lr * c
         self.commit(update)
         return info_of(estimates)
+
+    def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del moves
+        if self.n_step % self.every == 0:
+            self.memory["full"] = [[z.step, z.probe, -c / self.lr / self._full_to_lr] for z, c in update.items()]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zobench.engine.direction import Direction
+from zobench.engine.ops import Point
 from zobench.objective import Objective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.estimates import Estimate, info_of
@@ -47,3 +49,8 @@ class OnePoint(ZOOptimizer):
         self.memory[str(self._active)] = loss
         self.commit({z: -self.lr * estimate.slope})
         return info_of([estimate])
+
+    def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del moves
+        (change,) = update.values()
+        self.memory[str(self._active)] += -change / self.lr * self.zo_eps

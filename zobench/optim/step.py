@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from zobench.engine.direction import Direction
 from zobench.engine.late import Broken, Number, is_known
-from zobench.engine.ops import Point
+from zobench.engine.ops import Commit, Move, Op, Point
 
 if TYPE_CHECKING:
     from zobench.optim.base import ZOOptimizer
@@ -57,7 +59,7 @@ def whole_step(update: Callable[..., StepInfo]) -> Callable[..., StepInfo]:
             info = StepInfo(0.0 if loss is None else loss, _mean([i.projected_grad for i in infos]))
             if later is not None:
                 later.end()
-            self.anneal(info.loss)
+            _anneal(self, info.loss)
         except BaseException as error:
             _take_back(self, error)
             raise
@@ -80,6 +82,35 @@ def settle(self: ZOOptimizer) -> None:
     except Broken as error:
         _take_back(self, error)
         raise
+
+
+def recall(self: ZOOptimizer, ops: Sequence[Op]) -> None:
+    """See `ZOOptimizer.recall`."""
+    commits = [op for op in ops if isinstance(op, Commit)]
+    turns = self.turns()
+    if len(commits) != len(turns):
+        raise ValueError(f"step {self.n_step + 1} has {len(commits)} commits, not {len(turns)}")
+    moves = [op.point for op in ops if isinstance(op, Move)]
+    for (blocks, _), commit in zip(turns, commits, strict=True):
+        self._active = blocks
+        if self.lr > 0.0:
+            self.remember({z: float(c) for z, c in commit.point.items() if isinstance(z, Direction)}, moves)
+    self._active = None
+    self.n_step += 1
+
+
+def _anneal(self: ZOOptimizer, loss: Number) -> None:
+    """Note the step's loss, and lower lr after a window of steps whose losses rose."""
+    every = self.anneal_every
+    if every is None:
+        return
+    losses = [*self.memory.get("losses", []), float(loss)]
+    if len(losses) == every:
+        half = every // 2
+        if math.fsum(losses[half:]) / (every - half) > self.anneal_ratio * math.fsum(losses[:half]) / half:
+            self.memory["lr_scale"] = self.memory.get("lr_scale", 1.0) / self.anneal_factor
+        losses = []
+    self.memory["losses"] = losses
 
 
 def _take_back(self: ZOOptimizer, error: BaseException) -> None:

@@ -40,6 +40,10 @@ class ZOSGDCons(ZOOptimizer):
     def evaluations(self) -> int:
         return (2 * self.q if self.sides == "two" else self.q) + 3
 
+    def forwards_between(self, n_full: int) -> tuple[float, float]:
+        least, most = super().forwards_between(n_full)
+        return least - 2 * len(self.turns()), most  # both trials may lie where the loss is known
+
     def step(self, objective: Objective) -> StepInfo:  # type: ignore[override]
         known: dict[frozenset[Any], float] = {}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import Tensor
 
 from zobench.config import Range, require
+from zobench.engine.direction import Direction
+from zobench.engine.ops import Point
 from zobench.engine.rules import Rule
 from zobench.objective import Objective
 from zobench.optim.base import Count, ZOOptimizer
@@ -75,7 +77,19 @@ class ZOSGDMomentum(ZOOptimizer):
 
     def _commit_history(self, latest: list[list[float]]) -> None:
         """``latest``: (probe, coefficient) of this step's directions."""
-        assert self.history is not None
+        kept = self._keep(latest)
+        self.commit({
+            self.direction(step, int(probe)): -self.lr * self.momentum ** (self.n_step - step) * c
+            for step, terms in kept for probe, c in terms
+        })  # fmt: skip
+
+    def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del moves
+        if self.history is not None:
+            self._keep([[z.probe, -c / self.lr] for z, c in update.items() if z.step == self.n_step])
+
+    def _keep(self, latest: list[list[float]]) -> list[Any]:
+        """The last K steps' (step, (probe, coefficient) of its directions), this one's the first."""
         turn = str(self._active)
         kept = [
             past for past in self.memory.get(turn, [])
@@ -83,7 +97,4 @@ class ZOSGDMomentum(ZOOptimizer):
         ]  # fmt: skip
         kept = [[self.n_step, latest], *kept][: self.history]
         self.memory[turn] = kept
-        self.commit({
-            self.direction(step, int(probe)): -self.lr * self.momentum ** (self.n_step - step) * c
-            for step, terms in kept for probe, c in terms
-        })  # fmt: skip
+        return kept

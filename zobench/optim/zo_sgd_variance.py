@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -82,6 +82,12 @@ class ZOSGDVariance(ZOOptimizer):
                 update[z_b] = -self.lr / self.q * slope.slope * (d_b if self.modify == "variance" else 1.0)
         self.commit(update)
         return info_of(estimates)
+
+    def remember(self, update: Mapping[Direction, float], moves: Sequence[Point]) -> None:
+        del update
+        if self._is_due:  # the last move is along all layers, by eps / d_b each
+            by_layer = {z.blocks: float(c) for z, c in moves[-1].items() if isinstance(z, Direction)}
+            self.memory["d"] = [self.zo_eps / abs(by_layer[b,]) for b in range(len(self._parts))]
 
     @property
     def _is_due(self) -> bool:
