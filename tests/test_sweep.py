@@ -66,6 +66,7 @@ def test_what_sweep_refuses(cli: Cli) -> None:
         (["only=zo_adm"], "only=zo_adm: no run of suite demo names it"),
         (["launcher.partition=gpu"], "launcher.partition=gpu: launcher=local has no options but jobs"),
         (["modle=tiny"], "modle: no such key; there are "),
+        (["suite=multirc_memory"], "suite=multirc_memory: is a profile, not a suite of runs; python -m "),
     ],
 )
 def test_what_a_suite_refuses(cli: Cli, arguments: list[str], line: str) -> None:
