@@ -40,9 +40,10 @@ class Profiled:
         shapes: dict[str, list[str]] = {}
         for row in left:
             shapes.setdefault(f"{row['model']} · {row['scheme']} · {method(row)}", []).append(shape(row))
-        suites = sorted({row["suite"] for row in left})
+        asked = sorted({(row["suite"], row.get("scale") or "") for row in left})
         notes = [f"{named}: {', '.join(found)}" for named, found in shapes.items()]
-        return notes, [f"python -m runners.profile {shlex.quote(f'suite={suite}')}" for suite in suites]
+        scaled = [[f"suite={suite}", *([f"scale={scale}"] if scale else [])] for suite, scale in asked]
+        return notes, [f"python -m runners.profile {shlex.join(words)}" for words in scaled]
 
 
 def read(folder: Path) -> Profiled:

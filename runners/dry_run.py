@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runners.choice import choose, has_result
-from runners.forecast import Cost, Forecast, totals
+from runners.forecast import MARKS, Cost, Forecast, totals
 from runners.glance import Glance
 from runners.suite import Point, Run, Suite
 from runners.view import duration
 from zobench.record import FINISHED
 
-HEAD = f"{'status':<12}{'forwards':>10}{'time':>9}{'GiB':>9}  run"
+HEAD = f"{'status':<12}{'forwards':>10}{'time':>9}{'GiB':>9}{'tokens':>8}  run"
 
 
 def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
@@ -53,7 +53,8 @@ def _final(suite: Suite, found: Sequence[Point]) -> list[Run] | None:
 
 def _line(status: str, cost: Cost, run: str, forecast: Forecast) -> str:
     forwards = "unknown" if cost.forwards is None else f"{cost.forwards:,.0f}"
-    time = "unknown" if cost.seconds is None else duration(cost.seconds)
+    time = "unknown" if cost.seconds is None else MARKS[cost.basis or "records"] + duration(cost.seconds)
     gib = "unknown" if cost.bytes is None else f"{cost.bytes / 2**30:.3f}"
+    tokens = "-" if cost.length is None else str(cost.length)
     full = f"  does not fit {forecast.room / 2**30:.1f} GiB" if forecast.room and forecast.lacks_room(cost) else ""
-    return f"{status:<12}{forwards:>10}{time:>9}{gib:>9}  {run}{full}"
+    return f"{status:<12}{forwards:>10}{time:>9}{gib:>9}{tokens:>8}  {run}{full}"

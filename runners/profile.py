@@ -1,10 +1,11 @@
 """Time and memory of a step, for every combination that a profile names.
 
-    python -m runners.profile suite=smoke [only=TEXT[,TEXT...]] [dry_run=true] [predict=true] [jobs=N] [budget_s=N]
-                              [out=DIR] [key=value ...]
+    python -m runners.profile suite=smoke [scale=paper|lab|smoke] [only=TEXT[,TEXT...]] [dry_run=true] [predict=true]
+                              [jobs=N] [budget_s=N] [out=DIR] [key=value ...]
 
 conf/profile/<name>.yaml says what is combined, the most important first. A cell is a line of <out>/<name>.jsonl, out
 being results/profile; one that is there already is not measured again, so the same command goes on where it stopped.
+``scale``: of the yaml's scales another than its own, whose lines lie in <out>/<name>_<scale>.jsonl.
 ``jobs`` cells are measured at a time, each on a GPU of its own: by default one a GPU; a GPU that is in use is refused.
 ``budget_s``: after so many seconds no cell is begun any more. Out of memory is a result. Other key=value pairs override
 every cell.
@@ -37,7 +38,7 @@ from runners.profile_suite import Cell, Profile, cells_of, chosen, load, names
 from runners.profile_work import work_through
 from zobench.config import ConfigError, nearest
 
-OWN = ("suite", "only", "dry_run", "predict", "jobs", "budget_s", "out")
+OWN = ("suite", "scale", "only", "dry_run", "predict", "jobs", "budget_s", "out")
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def profile(arguments: Sequence[str]) -> int:
         raise ConfigError([f"jobs={n_job}: there are {len(on_gpus)} GPUs for it here, and two cells on one disturb "
                            "each other"])  # fmt: skip
     cells = chosen(cells_of(settings, more), own.get("only", ""))
-    out = Path(own.get("out", "results/profile")) / f"{settings.name}{'.predicted' if predicts else ''}.jsonl"
+    out = Path(own.get("out", "results/profile")) / f"{settings.stem}{'.predicted' if predicts else ''}.jsonl"
     done = {row["id"] for row in _rows(out)}
     missing = [cell for cell in cells if cell.id not in done]
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them there already ({out})", flush=True)
@@ -94,7 +95,7 @@ def _asked(own: dict[str, str]) -> Profile:
     problems = []
     settings = None
     try:
-        settings = load(own.get("suite", ""))
+        settings = load(own.get("suite", ""), own.get("scale"))
     except ConfigError as error:
         problems += error.problems
     for key in ("dry_run", "predict"):

@@ -79,11 +79,11 @@ def _head(kind: str, profile: Profile, cell: Cell, spec: RunSpec) -> Row:
     config = spec.config
     optimizer = config["optimizer"]
     return {
-        "kind": kind, "schema": 1, "id": cell.id, "suite": profile.name,
+        "kind": kind, "schema": 1, "id": cell.id, "suite": profile.name, "scale": profile.other,
         **{name: config[name]["name"] for name in NAMES},
         "gradient_checkpointing": spec.model.gradient_checkpointing, "batch_size": spec.batch_size,
         "length": cell.length, "q": optimizer.get("q", 1), "distribution": optimizer.get("distribution"),
-        "command": f"python -m runners.profile suite={profile.name} only={cell.id}", "git": provenance.git(),
+        "command": f"{profile.command} only={cell.id}", "git": provenance.git(),
         "versions": provenance.versions(),
     }  # fmt: skip
 

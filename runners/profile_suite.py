@@ -10,6 +10,10 @@ published: [zo_sgd]         # optimizers beside which MeZO's published step is t
 warm_up: 3                  # steps before those that are timed
 n: 10                       # steps that are timed
 limit_s: 4                  # seconds that a timing may take; slow steps are repeated less often
+scale: paper                # where none is asked for; without scales, there is one alone
+scales:                     # those of paper, lab, smoke that there are; each adds to common, and replaces the rest
+  paper: {}
+  smoke: {common: [model=tiny], n: 3}
 
 A cell that several grids name is measured once, at its first place: what matters most comes first.
 """
@@ -26,6 +30,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from runners.compose import CONF
+from runners.scales import at_scale
 from runners.suite import last_of_each
 from zobench.config import ConfigError, nearest, unknown
 
@@ -35,7 +40,7 @@ AXES = ("length",)  # of a grid, beside keys of a run's config
 
 @dataclass(frozen=True)
 class Profile:
-    """What conf/profile/<name>.yaml holds; see above."""
+    """What conf/profile/<name>.yaml holds at a scale, ``other`` than its own or None; see above."""
 
     name: str
     common: list[str]
@@ -44,6 +49,18 @@ class Profile:
     warm_up: int
     n: int
     limit_s: float
+    other: str | None = None
+
+    @property
+    def stem(self) -> str:
+        """Of the files of its rows."""
+        return self.name if self.other is None else f"{self.name}_{self.other}"
+
+    @property
+    def command(self) -> str:
+        """That measures it."""
+        scale = "" if self.other is None else f" scale={self.other}"
+        return f"python -m runners.profile suite={self.name}{scale}"
 
 
 @dataclass(frozen=True)
@@ -72,17 +89,19 @@ def names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def load(name: str) -> Profile:
-    """A profile by its name.
+def load(name: str, scale: str | None = None) -> Profile:
+    """A profile by its name, at a scale, by default its own.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or no such scale.
     """
     if name not in names():
-        raise ConfigError([unknown("suite", name, names())])
+        run = f"suite={name}: is a suite of runs, not a profile; python -m runners.sweep suite={name}"
+        raise ConfigError([run if (CONF / "suite" / f"{name}.yaml").is_file() else unknown("suite", name, names())])
     found = OmegaConf.to_container(OmegaConf.load(PROFILES / f"{name}.yaml"))
     assert isinstance(found, dict)
-    return Profile(name=name, **{str(key): value for key, value in found.items()})
+    merged, other = at_scale({str(key): value for key, value in found.items()}, scale, "profile", name)
+    return Profile(name=name, other=other, **merged)
 
 
 def cells_of(profile: Profile, more: Sequence[str]) -> list[Cell]:

@@ -25,12 +25,12 @@ from omegaconf import OmegaConf
 
 from runners.compose import CONF, check, compose, spec_from
 from runners.multirun import command_of, expand
+from runners.scales import at_scale
 from zobench.config import ConfigError, unknown
 from zobench.record import record_path
 from zobench.run import RunSpec
 
 SUITES = CONF / "suite"
-SCALES = ("paper", "lab", "smoke")
 SHOWN = (  # of the overrides, in a run's label
     *("model", "task", "scheme", "optimizer", "precision", "seed", "batch_size", "loss", "start"),
     *("task.alignment", "task.k_shot"),
@@ -117,21 +117,15 @@ def load(name: str, scale: str | None) -> tuple[Suite, str]:
         ConfigError: there is no such suite or scale, or the yaml is not of the form above.
     """
     if name not in names():
-        raise ConfigError([unknown("suite", name, names())])
+        profile = CONF / "profile" / f"{name}.yaml"
+        run = f"suite={name}: is a profile, not a suite of runs; python -m runners.profile suite={name}"
+        raise ConfigError([run if profile.is_file() else unknown("suite", name, names())])
     found: Any = OmegaConf.to_container(OmegaConf.load(SUITES / f"{name}.yaml"))
-    scales = found.pop("scales", None) or {}
-    own = found.pop("scale", next(iter(scales), None))
-    problems = [unknown(f"conf/suite/{name}.yaml: scale", s, SCALES) for s in scales if s not in SCALES]
-    if scale is not None and scale not in scales:
-        problems.append(
-            unknown("scale", scale, list(scales)) if scales else f"scale={scale}: suite {name} has no scales"
-        )
-    chosen = scale or own
-    merged = _scaled(found, scales.get(chosen) or {})
-    problems += [f"conf/suite/{name}.yaml: {problem}" for problem in _problems(merged)]
+    merged, other = at_scale(found, scale, "suite", name)
+    problems = [f"conf/suite/{name}.yaml: {problem}" for problem in _problems(merged)]
     if problems:
         raise ConfigError(problems)
-    return Suite(**merged), f"results/{name}" if chosen == own else f"results/{name}_{chosen}"
+    return Suite(**merged), f"results/{name}" if other is None else f"results/{name}_{other}"
 
 
 def points_of(suite: Suite, out: str, more: Sequence[str]) -> list[list[Point]]:
@@ -177,10 +171,6 @@ def last_of_each(overrides: Sequence[str]) -> list[str]:
 def label(overrides: Iterable[str]) -> str:
     """What tells a run from the others of its suite."""
     return " ".join(o for o in overrides if o.split("=")[0] in SHOWN or o.startswith("optimizer"))
-
-
-def _scaled(base: Mapping[str, Any], scale: Mapping[str, Any]) -> dict[str, Any]:
-    return {**base, **scale, "common": [*base.get("common", []), *scale.get("common", [])]}
 
 
 def _problems(suite: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from analysis.profile_rows import read
 from runners import profile, profile_suite, profile_work
 from runners.compose import spec_of
 from runners.profile_cell import line, measured, predicted
@@ -147,12 +149,67 @@ def test_only_means_all_keys_that_it_names_and_any_value_of_each() -> None:
         chosen(cells, "opt-lab,lora")
 
 
-def test_every_profile_is_made_of_runs_that_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+def _scales(name: str) -> list[str | None]:
+    return [None, *(OmegaConf.load(profile_suite.PROFILES / f"{name}.yaml").get("scales") or {})]
+
+
+@pytest.mark.parametrize("name", profile_suite.names())
+def test_every_profile_composes_at_every_scale(name: str) -> None:
+    """So many of its cells that every override of it stands in one of them: composing takes a tenth of a second."""
+    for scale in _scales(name):
+        seen: set[str] = set()
+        cells = cells_of(profile_suite.load(name, scale), ["device=cpu"])
+        for cell in cells:
+            if not seen.issuperset(cell.overrides):
+                seen.update(cell.overrides)
+                assert spec_of(cell.overrides).batch_size == int(cell.named["batch_size"])
+        assert len({cell.id for cell in cells}) == len(cells) > 0
+
+
+def test_no_row_of_a_profile_is_longer_than_its_model_allows() -> None:
+    longest: dict[str, int] = {}
     for name in profile_suite.names():
-        assert profile.profile([f"suite={name}", "dry_run=true", "device=cpu", "only=zo_sgd"]) == 0
-        said = capsys.readouterr()
-        assert "left out" not in said.err
-        assert "optimizer=zo_sgd" in said.out
+        for scale in _scales(name):
+            for cell in cells_of(profile_suite.load(name, scale), []):
+                longest[cell.named["model"]] = max(longest.get(cell.named["model"], 0), cell.length)
+    for model, length in longest.items():
+        random = [] if model == "tiny" else ["model.weights=random"]
+        task = "toy_mask" if model.startswith("roberta") else "toy"
+        assert length <= spec_of([f"model={model}", f"task={task}", *random]).model.load_tokenizer()[1]
+
+
+def test_a_scale_has_files_and_a_command_of_its_own() -> None:
+    own, small = profile_suite.load("multirc_memory"), profile_suite.load("multirc_memory", "smoke")
+    assert profile_suite.load("multirc_memory", "paper") == own
+    assert (own.stem, small.stem) == ("multirc_memory", "multirc_memory_smoke")
+    assert small.command == "python -m runners.profile suite=multirc_memory scale=smoke"
+    assert {cell.named["model"] for cell in cells_of(small, [])} == {"tiny"}
+    with pytest.raises(ConfigError, match="scale=smoke: profile largest has no scales"):
+        profile_suite.load("largest", "smoke")
+    with pytest.raises(ConfigError, match=r"scale=smok: must be one of lab, paper, smoke \(did you mean smoke\?\)"):
+        profile_suite.load("multirc_memory", "smok")
+    with pytest.raises(ConfigError, match=r"a suite of runs, not a profile; python -m runners.sweep suite=lab"):
+        profile_suite.load("lab")
+
+
+def test_cells_that_have_rows_keep_their_ids() -> None:
+    """Rows that were measured before there were scales are still those of their cells."""
+    cells = {cell.id for cell in cells_of(profile_suite.load("memory_throughput"), [])}
+    path = Path(__file__).parents[1] / "results/profile/memory_throughput.jsonl"
+    assert {json.loads(text)["id"] for text in path.read_text().splitlines()} <= cells
+
+
+@pytest.mark.parametrize("name", ["multirc_memory", "sequence_length"])
+def test_a_profile_of_the_papers_in_small(name: str, tmp_path: Path) -> None:
+    arguments = [f"suite={name}", "scale=smoke", "device=cpu", f"out={tmp_path}"]
+    assert profile.profile(arguments) == 0
+    rows = [json.loads(text) for text in (tmp_path / f"{name}_smoke.jsonl").read_text().splitlines()]
+    cells = cells_of(profile_suite.load(name, "smoke"), ["device=cpu"])
+    assert [(row["id"], row["length"], row["status"]) for row in rows] == [(c.id, c.length, "completed") for c in cells]
+    assert all(row["scale"] == "smoke" and row["step_ms"] > 0 for row in rows)
+    missing = {**rows[0], "kind": "prediction", "id": "not measured"}
+    (tmp_path / f"{name}_smoke.predicted.jsonl").write_text(json.dumps(missing) + "\n")
+    assert read(tmp_path).missing()[1] == [f"python -m runners.profile suite={name} scale=smoke"]
 
 
 def test_the_headline_of_the_grid_comes_first() -> None:

@@ -201,7 +201,8 @@ def test_committed_tables_are_what_the_committed_rows_say(tmp_path: Path) -> Non
 def test_committed_cells_are_those_of_the_suites() -> None:
     """A cell whose settings have changed has another id; its rows would stand in the tables for ever."""
     profiled = read(ROOT / "results" / "profile")
-    for suite in {row["suite"] for row in profiled.predicted.values()}:
-        meant = {cell.id for cell in cells_of(load(suite), [])}
-        stale = [row["id"] for row in profiled.predicted.values() if row["suite"] == suite and row["id"] not in meant]
+    for suite, scale in {(row["suite"], row.get("scale")) for row in profiled.predicted.values()}:
+        meant = {cell.id for cell in cells_of(load(suite, scale), [])}
+        here = [row["id"] for row in profiled.predicted.values() if (row["suite"], row.get("scale")) == (suite, scale)]
+        stale = [cell for cell in here if cell not in meant]
         assert not stale, f"{suite}.predicted.jsonl: remove {', '.join(stale)}"

@@ -20,10 +20,11 @@ from rich.console import Console
 
 from runners import launch, local, pace, status, suite, sweep, train, view
 from runners.compose import spec_of
-from runners.forecast import Forecast, shape_of
+from runners.forecast import Cost, Forecast, totals
 from runners.glance import TAIL, Glance, Stand
 from runners.job import Ended
 from runners.multirun import expand
+from runners.step_memory import step_of
 from zobench.config import ConfigError
 from zobench.lock import RunLock, is_held
 from zobench.models import ModelError
@@ -69,6 +70,7 @@ def test_what_sweep_refuses(cli: Cli) -> None:
         (["only=zo_adm"], "only=zo_adm: no run of suite demo names it"),
         (["launcher.partition=gpu"], "launcher.partition=gpu: launcher=local has no options but jobs"),
         (["modle=tiny"], "modle: no such key; there are "),
+        (["suite=multirc_memory"], "suite=multirc_memory: is a profile, not a suite of runs; python -m "),
     ],
 )
 def test_what_a_suite_refuses(cli: Cli, arguments: list[str], line: str) -> None:
@@ -196,22 +198,27 @@ def test_the_points_of_a_grid_are_what_their_overrides_compose_to(make_suite: Ma
 # ---- dry runs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_says_what_is_done_and_what_is_left(cli: Cli, make_suite: MakeSuite, here: list[list[str]]) -> None:
+def test_a_dry_run_says_what_is_done_and_what_is_left(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     arguments = make_suite(
         runs=[["optimizer=adamw"], ["optimizer=sgd", "scheme=lora"]], seeds=[1, 2, 3], tune_seeds=[1]
     )
+    monkeypatch.chdir(tmp_path)  # where no profile is
     ran = cli(sweep, *arguments, "dry_run=true")
     assert (ran.code, ran.err, here) == (0, "", [])
     head, *lines, total = ran.out.splitlines()
-    assert head.split() == ["status", "forwards", "time", "GiB", "run"]
+    assert head.split() == ["status", "forwards", "time", "GiB", "tokens", "run"]
     tiny = " ".join(TINY).replace("optimizer.lr=1e-4", "optimizer.lr={}")
-    assert lines[0].split()[:4] == ["waiting", "36", "unknown", "0.005"]
+    assert lines[0].split()[:3] == ["waiting", "36", "unknown"]
+    assert lines[0].split()[4] == "128"  # at most, since the lengths of the task are not known there
     for line, lr in zip(lines[:4], ("5e-06", "1e-05", "2e-05", "5e-05"), strict=True):
         assert line.endswith(f"  {arguments[1]} {tiny.format(lr)} optimizer=adamw seed=1")
     assert [line.count("optimizer=sgd scheme=lora") for line in lines[4:8]] == [1] * 4
     assert lines[8].endswith(" optimizer=adamw seed=2, at the chosen of 4 points")
     assert len(lines) == 8 + 4
-    assert total == "12 runs, 0 done; left: 432 forwards, hours unknown, up to 0.005 GiB a run, activations on top"
+    assert total.startswith("12 runs, 0 done; left: 432 forwards, hours unknown, up to 0.")
+    assert total.endswith(" GiB a run, on rows of 128 tokens")
 
 
 def test_commands_of_runs_can_be_pasted(cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path) -> None:
@@ -240,7 +247,7 @@ def test_a_dry_run_learns_from_records(cli: Cli, make_suite: MakeSuite, here: li
     assert done.out.splitlines()[-1] == "2 runs, all done"
     more = cli(sweep, *arguments, "dry_run=true", "budget.amount=1200")
     assert more.out.splitlines()[-1].startswith("2 runs, 0 done; left: 7,200 forwards, 0.0")
-    assert " hours of " in more.out.splitlines()[-1]
+    assert " (2 runs from records alike), up to " in more.out.splitlines()[-1]
 
 
 def test_memory_is_known_without_weights() -> None:
@@ -250,10 +257,43 @@ def test_memory_is_known_without_weights() -> None:
     for overrides in (["optimizer=zo_adam", "scheme=lora"], ["optimizer=adamw", "precision=bf16_master"]):
         spec = spec_of([*TINY, *overrides])
         bench = build(spec)
-        assert shape_of(spec) == (state_bytes(bench), bench.optimizer.forwards_per_step)
+        step = step_of(spec)
+        assert (step.state_bytes, step.forwards_per_step) == (state_bytes(bench), bench.optimizer.forwards_per_step)
     large = Forecast([]).of(spec_of(["model=opt-13b", "optimizer=zo_sgd"]))
     assert large.bytes is not None
     assert large.bytes > 4 * 12e9
+
+
+def test_a_dry_run_asks_the_profiles_where_no_record_is_alike() -> None:
+    """Of OPT-13B in bfloat16 there are rows; in float32 there are none, and half precision is a bound."""
+    forecast = Forecast([])
+    overrides = ["model=opt-13b", "task=sst2", "optimizer=zo_sgd", "budget.amount=40000", "budget.n_eval=5"]
+    half = forecast.of(spec_of([*overrides, "precision=bf16"]))
+    assert (half.basis, half.hardware, half.length) == ("profile", "NVIDIA H200", 72)
+    assert half.seconds is not None
+    # 20,000 steps on 16 rows of 42 tokens, and evaluations: less than on the 64 that were measured at 115.5 ms a step.
+    assert 20000 * 0.060 < half.seconds < 20000 * 0.1155 * 1.2
+    more = forecast.of(spec_of([*overrides, "precision=bf16", "budget.n_eval=50", "budget.amount=80000"]))
+    assert more.seconds is not None
+    assert more.seconds > 2 * half.seconds
+    unmeasured = forecast.of(spec_of([*overrides, "precision=bf16", "optimizer=forward_grad"]))
+    assert (unmeasured.seconds, unmeasured.basis) == (None, None)
+    assert unmeasured.bytes is not None
+    nowhere = Forecast([], Path("no such folder")).of(spec_of([*overrides, "precision=bf16"]))
+    assert (nowhere.seconds, nowhere.length) == (None, 2048)
+    assert nowhere.bytes is not None
+    assert half.bytes is not None
+    assert nowhere.bytes > half.bytes
+
+
+def test_totals_say_what_is_unknown_and_what_hours_are_from() -> None:
+    known = Cost(10.0, 3600.0, "A", "profile", 2**30, 64)
+    assert totals([known, replace(known, seconds=7200.0, basis="records"), Cost(5.0, bytes=2**29)]) == (
+        "25 forwards, ≈ 3.00 hours on one A (1 runs from records alike, 1 runs from the profile) and 1 runs of unknown "
+        "cost, up to 1.000 GiB a run, on rows of 64 tokens; 1 runs without activations"
+    )
+    assert "≥ 1.00 hours" in totals([replace(known, basis="at least")])
+    assert "hours unknown" in totals([Cost(5.0)])
 
 
 def test_a_dry_run_marks_what_cannot_fit_the_gpu_at_hand(
@@ -264,7 +304,7 @@ def test_a_dry_run_marks_what_cannot_fit_the_gpu_at_hand(
 
     def with_gpu(self: Forecast, folders: Any) -> None:
         init(self, folders)
-        self.room = 3 * 2**20
+        self.room = 36 * 2**20
 
     monkeypatch.setattr(Forecast, "__init__", with_gpu)
     arguments = make_suite(runs=[["optimizer=zo_sgd,adamw"]], seeds=[1], tune_seeds=[])

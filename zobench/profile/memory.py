@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from zobench.engine import standing_in
 from zobench.engine.nothing import NoEngine
@@ -16,10 +17,10 @@ from zobench.objective import TaskObjective
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
 from zobench.outline import outline
-from zobench.profile.weightless import refill, weightless
+from zobench.profile.weightless import Meter, refill, weightless
 from zobench.run import RunSpec, make_optimizer
 from zobench.schemes.linear_probe import LinearProbe
-from zobench.scoring import Scorer
+from zobench.scoring import Batch, Scorer
 from zobench.tasks.encoding import Encoded
 
 # What torch keeps for cuBLAS on Hopper, for each thread that multiplies; 8.1 MiB on older GPUs (pytorch/pytorch#89027).
@@ -29,13 +30,14 @@ WORKSPACE = 2**25
 @dataclass(frozen=True)
 class Prediction:
     """Bytes that torch allocates. ``weights``: of the model; ``states``: of masters, moments and copies, gradients
-    aside; ``tensors``: at most within a step, all of these included; ``workspaces``: of cuBLAS on a Hopper GPU. What
-    CUDA itself takes comes on top."""
+    aside; ``tensors``: at most within a step, all of these included; ``workspaces``: of cuBLAS on a Hopper GPU;
+    ``kept``: what a forward leaves for its backward. What CUDA itself takes comes on top."""
 
     weights: int
     states: int
     tensors: int
     workspaces: int
+    kept: int
 
     @property
     def peak(self) -> int:
@@ -67,11 +69,26 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
         try:
             optimizer = make_optimizer(spec, model, len(Layers(model)))
             states = meter.live - weights
-            objective = TaskObjective(Scorer(model), Layers(model), minibatches.of_step(0), Counts(), spec.loss)
+            scorer = _Watched(model, meter)
+            objective = TaskObjective(scorer, Layers(model), minibatches.of_step(0), Counts(), spec.loss)
             meter.peak = meter.live
             for _ in range(2):  # the first makes states
                 optimizer.step(objective)
         except Exception as error:  # what wants values where there are none fails in any way it likes
             raise ValueError(f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}") from error
         threads = 2 if isinstance(optimizer, FirstOrder | Hybrid) else 1  # autograd goes backward in one of its own
-        return Prediction(weights, max(states, meter.live - weights), meter.peak, threads * WORKSPACE)
+        return Prediction(weights, max(states, meter.live - weights), meter.peak, threads * WORKSPACE, scorer.kept)
+
+
+class _Watched(Scorer):
+    """A scorer that notes how much memory its forwards leave behind."""
+
+    def __init__(self, model: nn.Module, meter: Meter) -> None:
+        super().__init__(model)
+        self._meter, self.kept = meter, 0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        before = self._meter.live
+        scores = super().__call__(batch)
+        self.kept = max(self.kept, self._meter.live - before)
+        return scores

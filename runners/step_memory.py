@@ -1,0 +1,141 @@
+"""Peak memory of a step for a dry run: predicted on a model of few layers, and carried over to its true depth.
+
+What a step needs beyond weights, gradients and states is what a forward leaves for its backward, which grows by as much
+with every layer, and what comes and goes within a layer, the head or a sweep, which does not grow. So two shallow
+models say it of a deep one. Zeroth-order steps keep nothing, and all of them take the same beyond their states: one
+prediction serves all of one model, scheme and shape of rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runners.compose import spec_from
+from zobench.layers import Layers
+from zobench.optim.base import ZOOptimizer
+from zobench.optim.first_order import FirstOrder
+from zobench.optim.forward_grad import ForwardGrad
+from zobench.outline import outline
+from zobench.profile.memory import WORKSPACE, predict
+from zobench.run import RunSpec, make_optimizer, state_bytes
+from zobench.tasks.encoding import Encoded
+
+DEPTHS = (2, 4)  # layers of the shallow models
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of a run's step from shapes alone. ``state_bytes``: of weights, masters, gradients and states;
+    ``trained_bytes``: of the weights that train; ``optimizer``: made for tensors without values."""
+
+    state_bytes: int
+    n_total: int
+    weight_bytes: int
+    n_trained: int
+    trained_bytes: int
+    forwards_per_step: float
+    optimizer: Any
+
+
+@dataclass(frozen=True)
+class _Built:
+    model: Any
+    optimizer: Any
+
+
+def step_of(spec: RunSpec) -> Step:
+    """Of a run; no weight is loaded.
+
+    Raises:
+        ConfigError, ModelError: the model's shape is not known here.
+    """
+    from runners.execute import hush
+
+    hush()
+    model = outline(without_hub(spec))
+    optimizer = make_optimizer(spec, model, len(Layers(model)))
+    weights = list(model.parameters())
+    trained = [p for p in weights if p.requires_grad]
+    return Step(
+        state_bytes(_Built(model, optimizer)), sum(p.numel() for p in weights), sum(p.nbytes for p in weights),
+        sum(p.numel() for p in trained), sum(p.nbytes for p in trained), optimizer.forwards_per_step, optimizer,
+    )  # fmt: skip
+
+
+def without_hub(spec: RunSpec, n_layer: int | None = None) -> RunSpec:
+    """The run with random weights where its yaml says the model's shape, so that nothing is downloaded, and with
+    ``n_layer`` layers."""
+    node = spec.config["model"]
+    if node.get("architecture") is None or node["path"] is not None:
+        return spec
+    cut = {} if n_layer is None else {"num_hidden_layers": n_layer}
+    architecture = {**node["architecture"], **cut}
+    model = {**node, "weights": "random", "architecture": architecture}
+    return spec_from({**spec.config, "model": model, "save": None})
+
+
+@dataclass(frozen=True)
+class _Beyond:
+    """Bytes of a step beyond `Step.state_bytes`. ``kept``: by a forward for its backward, with a layer's ``growth``;
+    ``passing``: what comes and goes, at most."""
+
+    kept: float
+    growth: float
+    passing: float
+
+
+class StepMemory:
+    """Peaks of steps; those of one kind are predicted once."""
+
+    def __init__(self) -> None:
+        self._beyond: dict[str, _Beyond] = {}
+
+    def peak(self, spec: RunSpec, step: Step, rows: Sequence[Encoded]) -> int:
+        """Bytes at most within a step on a minibatch of ``rows``, as `memory.predict` has them.
+
+        Raises:
+            ModelError, ValueError: it cannot be said, see `memory.predict`.
+        """
+        first = isinstance(step.optimizer, FirstOrder)
+        node = spec.config["model"]
+        n_layer = (node.get("architecture") or {}).get("num_hidden_layers", 0)
+        if node["path"] is not None or n_layer <= DEPTHS[-1] or not (first or isinstance(step.optimizer, ZOOptimizer)):
+            return predict(without_hub(spec), rows).peak
+        key = _key(spec, step.optimizer, rows)
+        if key not in self._beyond:
+            self._beyond[key] = _beyond(spec, rows, first)
+        found = self._beyond[key]
+        kept = found.kept + found.growth * (n_layer - DEPTHS[-1])
+        return int(_held(spec, step, kept) + found.passing) + (2 if first else 1) * WORKSPACE
+
+
+def _beyond(spec: RunSpec, rows: Sequence[Encoded], first: bool) -> _Beyond:
+    kept: list[float] = []
+    for n_layer in DEPTHS if first else DEPTHS[-1:]:
+        shallow = without_hub(spec, n_layer)
+        said, step = predict(shallow, rows), step_of(shallow)
+        kept.append(said.kept if first else 0)
+    growth = (kept[-1] - kept[0]) / (DEPTHS[-1] - DEPTHS[0])
+    return _Beyond(kept[-1], growth, said.tensors - _held(spec, step, kept[-1]))
+
+
+def _held(spec: RunSpec, step: Step, kept: float) -> float:
+    """What is held at once at most: gradients are made while what a forward kept is given back, so that the larger of
+    the two counts, unless gradients of an earlier part of the minibatch are there already."""
+    if kept == 0 or spec.micro_batch_size is not None:
+        return step.state_bytes + kept
+    gradients = 4 * step.n_trained if spec.precision.rounding == "master" else step.trained_bytes
+    return step.state_bytes + max(0.0, kept - gradients)
+
+
+def _key(spec: RunSpec, optimizer: Any, rows: Sequence[Encoded]) -> str:
+    """What the peak beyond the states depends on."""
+    shape = len(rows[0].prompt_ids), [len(option) for option in rows[0].option_ids]
+    told = [spec.config[name] for name in ("model", "scheme", "precision", "loss", "batch_size", "micro_batch_size")]
+    kind = "forwards"
+    if isinstance(optimizer, FirstOrder | ForwardGrad):
+        kind = spec.config["optimizer"]["name"]
+    return json.dumps([*told, kind, shape], sort_keys=True)

@@ -1,0 +1,92 @@
+"""What a dry run says of time and memory beside what was measured, and what a whole prediction says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from runners import lengths, step_time
+from runners.compose import spec_of
+from runners.step_memory import StepMemory, step_of
+from runners.step_time import StepTime
+from zobench.profile.memory import predict
+from zobench.profile.rows import fixed
+
+ROWS = step_time.read(Path(__file__).parents[1] / "results/profile")
+SMALL = ["model=opt-125m", "model.weights=random", "task=toy"]
+NARROW = [f"model.architecture.{each}" for each in (
+    "hidden_size=64", "word_embed_proj_dim=64", "ffn_dim=256", "num_attention_heads=4", "vocab_size=1024",
+    "num_hidden_layers=9",
+)]  # fmt: skip
+
+
+def _ratios(same: str) -> list[float]:
+    """Of each measured step what the rows without those that have the same id, or model, say of it over its time."""
+    found = []
+    for row in ROWS:
+        took = step_time._took(row)
+        if took is not None:
+            said = StepTime([other for other in ROWS if other[same] != row[same]]).step_ms(took.work)
+            if said is None:  # the only one of its kind
+                continue
+            found.append(max(said / took.step_ms, took.step_ms / said))
+    return found
+
+
+def test_time_of_a_row_left_out() -> None:
+    """docs/sweeps.md has the numbers of the rows that there were."""
+    for same in ("id", "model"):
+        ratios = _ratios(same)
+        assert len(ratios) > 50
+        assert median(ratios) < 1.15
+        assert max(ratios) < 2.5
+
+
+def test_laws_are_found_in_rows_that_obey_them() -> None:
+    def row(n: int, tokens: int, optimizer: str) -> dict[str, Any]:
+        forward = 0.5 + n * 2e-9 * 2 + n * tokens * 3e-12
+        step = 2 * forward + 4e-10 * 2 * n if optimizer == "zo_sgd" else 3 * 1.2 * forward + 1e-9 * 2 * n
+        return {
+            "kind": "profile", "status": "completed", "hardware": {"name": "A"}, "precision": "bf16", "model": str(n),
+            "scheme": "full", "optimizer": optimizer, "q": 1, "distribution": None, "gradient_checkpointing": False,
+            "n_total": n, "n_trainable": n, "weight_bytes": 2 * n, "trainable_bytes": 2 * n, "batch_size": 1,
+            "length": tokens, "forwards_per_step": 2 if optimizer == "zo_sgd" else 3, "forward_ms": forward,
+            "step_ms": step,
+        }  # fmt: skip
+
+    sizes = [(n, tokens) for n in (10**8, 10**9, 10**10) for tokens in (100, 1000)]
+    rows = [row(*size, optimizer) for size in sizes for optimizer in ("zo_sgd", "adamw")]
+    times = StepTime([*rows, {"status": "oom", "hardware": {"name": "A"}}, {**rows[0], "hardware": {"name": "B"}}])
+    assert times.hardware == "A"
+    for optimizer in ("zo_sgd", "adamw"):
+        new = step_time._took(row(3 * 10**9, 400, optimizer))
+        assert new is not None
+        assert times.step_ms(new.work) == pytest.approx(new.step_ms, rel=1e-6)
+        assert times.forward_ms(new.work, 400) == pytest.approx(new.forward_ms, rel=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["full", "lora"])
+@pytest.mark.parametrize("optimizer", ["zo_sgd", "zo_adam", "sgd", "adam", "forward_grad"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16_master"])
+def test_a_shallow_model_says_what_a_deep_one_takes(scheme: str, optimizer: str, precision: str) -> None:
+    spec = spec_of([*SMALL, *NARROW, f"scheme={scheme}", f"optimizer={optimizer}", f"precision={precision}"])
+    step = step_of(spec)
+    for length in (8, 120):
+        rows = fixed(spec.batch_size, length, 2, 1)
+        try:
+            whole = predict(spec, rows).peak
+        except ValueError:
+            continue  # forward mode through adapters
+        assert StepMemory().peak(spec, step, rows) == pytest.approx(whole, rel=0.02)
+
+
+def test_lengths_are_those_of_minibatches(tmp_path: Path) -> None:
+    found = lengths.measure(spec_of(["model=tiny", "task=toy", "task.n_train=32"]))
+    assert (found.task, found.tokenizer, found.n, found.rows) == ("toy", "tiny", 32, 1.0)
+    assert found.tokens < found.padded <= found.longest
+    lengths.write(tmp_path / "lengths.csv", {"toy": found})
+    assert lengths.read(tmp_path / "lengths.csv") == {"toy": found}
+    assert lengths.read(tmp_path / "none.csv") == {}
