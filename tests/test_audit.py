@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Lab
+from conftest import TINY, Lab, Ran
 from test_contract import SMALLER, ZO_NAMES
 from test_submit import _made, _refusal, _rewrite, _trajectory
 
@@ -172,6 +172,22 @@ def test_an_honest_run_of_every_method_keeps_the_counts_and_its_steps(case: str,
     n_step = ran.end["n_step"]
     assert list(found.steps[:2]) == [1, 2]
     assert len(found.steps) == (4 if case == "annealed" else min(6, n_step))
+    if case != "annealed":
+        _assert_memory_is_known(case, lab, ran)
+
+
+def _assert_memory_is_known(case: str, lab: Lab, ran: Ran) -> None:
+    """After the first step, which is made, all later ones are told by their moves and commits."""
+    assert ran.bench is not None
+    kept = ran.bench.optimizer.memory
+    bench = build(lab.spec(*CASES[case]))
+    again = Again(bench, Pace(bench.spec.budget, ran.rows, bench.meter.cost), 1.0)
+    for entry in read(ran.trajectory)[1]:
+        if not entry.evaluation:
+            (again.make if entry.step == 1 else again.pass_by)(entry.ops)
+        apply(again.optimizer.ledger, entry.ops)
+    assert again.optimizer.n_step == ran.end["n_step"]
+    assert _plain(again.optimizer.memory) == pytest.approx(_plain(kept), rel=1e-6, abs=1e-9)
 
 
 def test_first_order_counts_are_exact(lab: Lab) -> None:
@@ -200,22 +216,6 @@ def test_a_step_made_again_leaves_the_replay_as_it_was(case: str, lab: Lab) -> N
         slots = again.optimizer.ledger.named_slots()
         ends.append([t.clone() for s in slots for t in (s.weight, *s.states, s.master) if t is not None])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
-
-
-@pytest.mark.parametrize("case", [name for name in CASES if name != "annealed"])
-def test_memory_is_known_from_the_trajectory(case: str, lab: Lab) -> None:
-    """After the first step, which is made, all later ones are told by their moves and commits."""
-    ran = lab.run(*CASES[case])
-    assert ran.bench is not None
-    kept = ran.bench.optimizer.memory
-    bench = build(lab.spec(*CASES[case]))
-    again = Again(bench, Pace(bench.spec.budget, ran.rows, bench.meter.cost), 1.0)
-    for entry in read(ran.trajectory)[1]:
-        if not entry.evaluation:
-            (again.make if entry.step == 1 else again.pass_by)(entry.ops)
-        apply(again.optimizer.ledger, entry.ops)
-    assert again.optimizer.n_step == ran.end["n_step"]
-    assert _plain(again.optimizer.memory) == pytest.approx(_plain(kept), rel=1e-6, abs=1e-9)
 
 
 def _plain(memory: Any) -> list[float]:

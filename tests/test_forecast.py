@@ -68,18 +68,19 @@ def test_laws_are_found_in_rows_that_obey_them() -> None:
         assert times.forward_ms(new.work, 400) == pytest.approx(new.forward_ms, rel=1e-6)
 
 
-@pytest.mark.parametrize("scheme", ["full", "lora"])
-@pytest.mark.parametrize("optimizer", ["zo_sgd", "zo_adam", "sgd", "adam", "forward_grad"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16_master"])
+@pytest.mark.parametrize(
+    ("scheme", "optimizer", "precision"),
+    [
+        ("full", "zo_sgd", "fp32"), ("full", "zo_adam", "bf16_master"), ("full", "adam", "bf16_master"),
+        ("full", "forward_grad", "fp32"), ("lora", "zo_sgd", "bf16_master"), ("lora", "sgd", "fp32"),
+    ],
+)  # fmt: skip
 def test_a_shallow_model_says_what_a_deep_one_takes(scheme: str, optimizer: str, precision: str) -> None:
     spec = spec_of([*SMALL, *NARROW, f"scheme={scheme}", f"optimizer={optimizer}", f"precision={precision}"])
     step = step_of(spec)
     for length in (8, 120):
         rows = fixed(spec.batch_size, length, 2, 1)
-        try:
-            whole = predict(spec, rows).peak
-        except ValueError:
-            continue  # forward mode through adapters
+        whole = predict(spec, rows).peak
         assert StepMemory().peak(spec, step, rows) == pytest.approx(whole, rel=0.02)
 
 
