@@ -20,7 +20,7 @@ from zobench.again import Again
 from zobench.audit import audit
 from zobench.identity import digest
 from zobench.pace import Pace
-from zobench.run import build
+from zobench.run import RunSpec, build
 from zobench.trajectory import apply, read
 
 Row = dict[str, Any]
@@ -162,8 +162,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_honest_run_of_every_method_keeps_the_counts_and_its_steps(case: str, lab: Lab) -> None:
-    ran = lab.run(*CASES[case])
-    spec = lab.spec(*CASES[case])
+    quick = (*CASES[case], "budget.n_eval=1", "task.n_dev=8", "task.n_test=8")
+    ran = lab.run(*quick)
+    spec = lab.spec(*quick)
     assert counts.numbers(ran.rows[0]["config"]) == counts.of_record(ran.rows, spec) == []
     bench = build(spec)
     assert counts.of_steps(ran.rows, bench) == []
@@ -173,14 +174,14 @@ def test_an_honest_run_of_every_method_keeps_the_counts_and_its_steps(case: str,
     assert list(found.steps[:2]) == [1, 2]
     assert len(found.steps) == (4 if case == "annealed" else min(6, n_step))
     if case != "annealed":
-        _assert_memory_is_known(case, lab, ran)
+        _assert_memory_is_known(spec, ran)
 
 
-def _assert_memory_is_known(case: str, lab: Lab, ran: Ran) -> None:
+def _assert_memory_is_known(spec: RunSpec, ran: Ran) -> None:
     """After the first step, which is made, all later ones are told by their moves and commits."""
     assert ran.bench is not None
     kept = ran.bench.optimizer.memory
-    bench = build(lab.spec(*CASES[case]))
+    bench = build(spec)
     again = Again(bench, Pace(bench.spec.budget, ran.rows, bench.meter.cost), 1.0)
     for entry in read(ran.trajectory)[1]:
         if not entry.evaluation:

@@ -27,7 +27,7 @@ from runners import suite
 from runners import sweep as sweeping
 from runners.job import of_machine
 
-KILLS = int(os.environ.get("ZOBENCH_FAULT_KILLS", "3"))
+KILLS = int(os.environ.get("ZOBENCH_FAULT_KILLS", "2"))
 LONG = KILLS > 3  # more kinds of runs, and longer ones
 PATIENCE_S = 600.0
 STEPS = 400 if LONG else 60
