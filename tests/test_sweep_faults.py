@@ -126,6 +126,7 @@ def test_ctrl_c_before_the_first_run(suites: Path, tmp_path: Path) -> None:
     assert list(out.glob("*.jsonl")) == []
 
 
+@pytest.mark.skipif(not LONG, reason="takes as long as a sweep: make faults")
 def test_a_run_hears_ctrl_c_though_its_server_is_deaf(suites: Path, tmp_path: Path) -> None:
     sweep = _start(suites, tmp_path / "faults")
     heard = False
