@@ -17,6 +17,7 @@ from interpreted import DEVICE, elsewhere, here, in_a_process_of_its_own, interp
 from test_contract import ZO_CASES, Course, Plain, Small, Stop, changed, flat, with_lr
 from torch import Tensor
 
+from zobench.audit import audit
 from zobench.engine import cuda_kernels, standing_in
 from zobench.engine.cpu import CpuEngine
 from zobench.engine.cuda import _RECORD, CudaEngine
@@ -377,3 +378,17 @@ def test_what_needs_a_value_waits_for_it(measured: Callable[[float], Measured]) 
     assert not measured(0.0)
     assert f"{measured(0.25):.1f}" == "0.2"
     assert sum([measured(1.0), measured(2.0)]) == 3.0
+
+
+@here
+@pytest.mark.skipif(DEVICE != "cpu", reason="a run on a GPU is planned anyway")
+@pytest.mark.parametrize("optimizer", ["zo_sgd", "zo_adam"])
+def test_an_audit_makes_planned_steps_again(optimizer: str, both: Callable[..., tuple[Ran, Ran]], lab: Lab) -> None:
+    overrides = f"optimizer={optimizer}", "budget.n_eval=1", "task.n_dev=8", "task.n_test=8"
+    _, planned = both(*overrides)
+    with standing_in(NumbaEngine()):
+        bench = build(lab.spec(*overrides))
+        bench.later = cast(Any, bench.optimizer).ledger.later = Queue(bench.spec.device)
+        found = audit(bench, planned.path, seed=1)
+    assert found.differences == []
+    assert len(found.steps) == 6
