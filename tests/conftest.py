@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from runners import execute as execution
 from runners import launch, train
 from runners.compose import spec_of
 from runners.job import Ended, of_machine
+from zobench import provenance
 from zobench.run import Bench, RunSpec, build
 from zobench.tasks import toy
 from zobench.trajectory import SUFFIX, Entry, read
@@ -118,6 +120,34 @@ def _composed(overrides: tuple[str, ...]) -> RunSpec:
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     return Lab(tmp_path, monkeypatch)
+
+
+def make_submission(folder: Path, *overrides: str) -> Path:
+    """A run's record, as if made from a clean commit of this project."""
+    spec = spec_of([*TINY, *overrides])
+    path = execution.execute(
+        dataclasses.replace(spec, config={**spec.config, "out": str(folder)}), "python -m runners.train", quiet=True
+    ).path
+    rewrite(path, lambda rows: rows[0].update(git={"sha": provenance.git()["sha"] or "a" * 40, "dirty": False}))
+    return path
+
+
+def rewrite(record: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
+    """The record with other rows."""
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    change(rows)
+    record.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_submission(tmp_path_factory.mktemp("made") / "runs", "optimizer=zo_sgd")
+
+
+@pytest.fixture
+def record(original: Path, tmp_path: Path) -> Path:
+    """A submission of one good record and its trajectory."""
+    return Path(shutil.copytree(original.parent, tmp_path / "submission")) / original.name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Lab, Ran
+from conftest import TINY, Lab, Ran, rewrite
 from test_contract import SMALLER, ZO_NAMES
-from test_submit import _made, _refusal, _rewrite, _trajectory
+from test_submit import _refusal, _trajectory
 
 from runners import counts, judge, submit
 from runners.compose import compose
@@ -27,25 +26,15 @@ Row = dict[str, Any]
 Change = Callable[[list[Row]], Any]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _made(tmp_path_factory.mktemp("made") / "runs", "optimizer=zo_sgd")
-
-
-@pytest.fixture
-def record(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original.parent, tmp_path / "submission")) / original.name
-
-
 def _as(record: Path, change: Change) -> Path:
     """The record under another config, whose run id it takes."""
-    _rewrite(record, change)
+    rewrite(record, change)
     lines = record.read_text().splitlines()
     head = json.loads(lines[0])
     config = head["config"]
     names = [config[group]["name"] for group in ("optimizer", "task", "model", "scheme", "precision")]
     stem = "-".join([*names, f"s{config['seed']}", digest(config)])
-    _rewrite(record, lambda rows: rows[0].update(run_id=stem))
+    rewrite(record, lambda rows: rows[0].update(run_id=stem))
     _trajectory(record).rename(record.with_name(f"{stem}.trajectory.gz"))
     return record.rename(record.with_name(f"{stem}.jsonl"))
 
@@ -138,7 +127,7 @@ def test_another_batch_size_that_counts_agree_with_is_refused(
 def test_what_a_check_rests_on_must_be_there(
     record: Path, change: Change, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _rewrite(record, change)
+    rewrite(record, change)
     assert reason in _refusal(record, capsys)
 
 

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli
+from conftest import Cli, make_submission, rewrite
 
 from analysis.load import load
-from runners import execute as execution
 from runners import judge, submit, untrusted
-from runners.compose import spec_of
-from zobench import provenance
 
 Row = dict[str, Any]
 Change = Callable[[list[Row]], Any]
-
-
-def _made(folder: Path, *overrides: str) -> Path:
-    """A run's record, as if made from a clean commit of this project."""
-    spec = spec_of([*TINY, *overrides])
-    path = execution.execute(
-        dataclasses.replace(spec, config={**spec.config, "out": str(folder)}), "python -m runners.train", quiet=True
-    ).path
-    _rewrite(path, lambda rows: rows[0].update(git={"sha": provenance.git()["sha"] or "a" * 40, "dirty": False}))
-    return path
-
-
-def _rewrite(path: Path, change: Change) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    change(rows)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _made(tmp_path_factory.mktemp("made") / "runs", "optimizer=zo_sgd")
-
-
-@pytest.fixture
-def record(original: Path, tmp_path: Path) -> Path:
-    """A submission of one good record and its trajectory."""
-    return Path(shutil.copytree(original.parent, tmp_path / "submission")) / original.name
 
 
 def _trajectory(record: Path) -> Path:
@@ -103,7 +71,7 @@ def test_a_verification_holds_for_the_very_files_alone(record: Path) -> None:
 
 def test_a_verification_that_came_along_is_worth_nothing(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit.check(record.parent, ["device=cpu"]) == 0
-    _rewrite(record, lambda rows: rows[-1]["metrics"]["test"].update(accuracy=0.99))
+    rewrite(record, lambda rows: rows[-1]["metrics"]["test"].update(accuracy=0.99))
     assert "metrics.test is not what the last test evaluation found" in _refusal(record, capsys)
 
 
@@ -185,19 +153,19 @@ def _choose_another(rows: list[Row]) -> None:
 def test_what_breaks_the_protocol_is_refused(
     record: Path, change: Change, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _rewrite(record, change)
+    rewrite(record, change)
     assert reason in _refusal(record, capsys)
 
 
 def test_a_commit_of_elsewhere_is_refused(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if judge._commit("0" * 40) == []:
         pytest.skip("not a checkout with its history")
-    _rewrite(record, lambda rows: rows[0]["git"].update(sha="0" * 40))
+    rewrite(record, lambda rows: rows[0]["git"].update(sha="0" * 40))
     assert "no commit of this checkout" in _refusal(record, capsys)
 
 
 def test_two_records_of_one_seed_are_refused(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = _made(record.parent, "optimizer=zo_sgd", "task.n_dev=30")
+    other = make_submission(record.parent, "optimizer=zo_sgd", "task.n_dev=30")
     assert submit.check(record.parent, ["device=cpu"]) == 1
     assert f"is the same trial and seed as {min(other.name, record.name)}" in capsys.readouterr().out
     assert not _mark(max(other, record)).exists()
@@ -228,7 +196,7 @@ def _hide_an_evaluation(rows: list[Row]) -> None:
 def test_consistent_lies_do_not_survive_the_replay(
     record: Path, change: Change, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _rewrite(record, change)
+    rewrite(record, change)
     assert "recorded" in (out := _refusal(record, capsys))
     assert "rebuilt" in out
 
@@ -391,7 +359,7 @@ def test_a_place_that_a_record_names_is_not_opened(
     opened: list[str] = []
     monkeypatch.setattr(judge, "build", lambda spec: opened.append(json.dumps(spec.config)) or 1 / 0)
     trap = str(tmp_path / "trap")
-    _rewrite(record, lambda rows: (_config(rows, "model", path=trap), rows[0]["config"].update(out=trap, save=trap)))
+    rewrite(record, lambda rows: (_config(rows, "model", path=trap), rows[0]["config"].update(out=trap, save=trap)))
     with pytest.raises(ZeroDivisionError):
         submit.check(record.parent, ["device=cpu"])
     assert trap not in opened[0]

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Cli
-from test_submit import _made, _mark, _rewrite
+from conftest import Cli, make_submission, rewrite
+from test_submit import _mark
 
 from runners import verify
 
@@ -18,9 +18,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two suites: two seeds of a zeroth-order run in one, one of a first-order run and of another in the other."""
     folder = tmp_path_factory.mktemp("made")
     for seed in (1, 2):
-        _made(folder / "one", "optimizer=zo_sgd", f"seed={seed}")
-    _made(folder / "two", "optimizer=sgd")
-    _made(folder / "two", "optimizer=zo_sgd", "optimizer.lr=3e-5")
+        make_submission(folder / "one", "optimizer=zo_sgd", f"seed={seed}")
+    make_submission(folder / "two", "optimizer=sgd")
+    make_submission(folder / "two", "optimizer=zo_sgd", "optimizer.lr=3e-5")
     (folder / "one" / "tables").mkdir()
     (folder / "one" / "tables" / "other.jsonl").write_text("[1]\n")
     return folder
@@ -56,7 +56,7 @@ def test_what_comes_out_the_same_is_confirmed(results: Path, cli: Cli) -> None:
 def test_what_does_not_is_named_and_loses_its_mark(results: Path, cli: Cli) -> None:
     record = sorted((results / "one").glob("*.jsonl"))[0]
     _mark(record).write_text("{}")
-    _rewrite(record, lambda rows: rows[-1]["metrics"]["test"].update(accuracy=0.99))
+    rewrite(record, lambda rows: rows[-1]["metrics"]["test"].update(accuracy=0.99))
     said = cli(verify, str(results / "one"), "share=1", "device=cpu", "jobs=2")
     assert said.code == 1
     assert f"NOT confirmed: {record}" in said.out
