@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -110,6 +111,20 @@ def test_noise_is_the_defined_one(engine: CudaEngine, n: int, distribution: Dist
     else:
         assert off.max() < 1e-4
         assert off.mean() < 2e-6
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_to_fill_is_to_sweep_zeros(engine: CudaEngine, dtype: torch.dtype, distribution: Distribution) -> None:
+    for shape, id in {(): 1, (0,): 2, (7,): 2**64 - 1, (3, 5): 2**63 + 5, (CHUNK + 9,): 2**40}.items():
+        swept = Slot(torch.zeros(shape, dtype=dtype, device=DEVICE), id)
+        filled = torch.full(shape, math.nan, dtype=dtype, device=DEVICE)
+        engine.sweep([swept], [Stream(KEYS[1], 0.7)], distribution=distribution)
+        engine.fill(filled, id, Stream(KEYS[1], 0.7), distribution)
+        assert torch.equal(filled, swept.weight)
+    with pytest.raises(ValueError, match="need"):
+        engine.fill(torch.zeros(3, dtype=torch.int32, device=DEVICE), 1, Stream(KEYS[1], 0.7), distribution)
 
 
 @here

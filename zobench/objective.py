@@ -19,6 +19,7 @@ from zobench.gradients import Gradients, by_autograd
 from zobench.layers import Layers
 from zobench.losses import Loss
 from zobench.scoring import Batch, Scorer
+from zobench.slopes import Slopes
 
 if TYPE_CHECKING:
     from zobench.engine.queue import Queue
@@ -118,6 +119,7 @@ class TaskObjective:
             text runs through the model once; the tokens written count besides those of the prompts.
         score: what makes whole forwards without a graph of autograd; None is the scorer itself.
         gradients: what makes gradients; None is autograd.
+        slopes: what makes exact slopes of whole forwards; None is `forward_mode.jvp`.
         n_minibatch: how many minibatches this one is as large as.
         layer: see ``above``.
         later: where forwards are planned while it plans; the parts are on the host then.
@@ -131,6 +133,7 @@ class TaskObjective:
     minibatches: Others | None = None
     score: Callable[[Batch], Tensor] | None = None
     gradients: Gradients | None = None
+    slopes: Slopes | None = None
     writer: Writer | None = None
     n_minibatch: int = 1
     layer: int = 0
@@ -173,6 +176,8 @@ class TaskObjective:
         self.meter.n_jvp += self.n_minibatch * self.layers.share(self.layer)
         self._kept.layer = max(start, self.layer)
         parts = self._ready()
+        if self.slopes is not None and self.layer == 0:
+            return self.slopes(self.loss, parts, tangent)
         return jvp(self.scorer, lambda: losses.mean(self.loss, self._scores(parts, start, False), parts), tangent)
 
     def above(self, layer: int) -> TaskObjective:

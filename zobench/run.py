@@ -38,6 +38,7 @@ from zobench.prompts import check_null_prompts, prompts
 from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme, n_parameters
 from zobench.scoring import PAD_TO, Batch, Scorer
+from zobench.slopes import GraphedSlopes
 from zobench.tasks.base import Split, Task
 from zobench.tasks.encoding import Encoded
 from zobench.tasks.splits import examples
@@ -174,6 +175,7 @@ class Bench:
     layers: Layers
     score: Callable[[Batch], torch.Tensor]  # forwards without autograd
     gradients: GraphedGradients | None = None  # None: by autograd
+    slopes: GraphedSlopes | None = None  # None: by `forward_mode.jvp`
     writer: Writer | None = None  # of a generation task
     later: Queue | None = None  # of steps that are planned ahead; minibatches are on the host then
 
@@ -192,7 +194,7 @@ class Bench:
         return TaskObjective(
             self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
             Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.gradients,
-            self.writer, later=self.later,
+            self.slopes, self.writer, later=self.later,
         )  # fmt: skip
 
     def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
@@ -261,6 +263,7 @@ def build(spec: RunSpec) -> Bench:
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
         score=GraphedScorer(scorer) if graphed else scorer, later=later,
         gradients=GraphedGradients(scorer, list(model.parameters()), Captures()) if graphed else None,
+        slopes=GraphedSlopes(scorer, Captures()) if graphed else None,
         writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,
     )  # fmt: skip
 

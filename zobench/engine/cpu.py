@@ -194,6 +194,10 @@ class CpuEngine:
 
         _in_parts(part, slots)
 
+    def fill(self, out: Tensor, id: int, stream: Stream, distribution: Distribution) -> None:
+        """See `slot.Engine.fill`."""
+        self.sweep([Slot(out.zero_(), id)], [stream], 1.0, distribution)
+
     def squared_norm(self, slots: list[Slot], key: Key) -> float:
         k0, k1 = np.uint64(key[0]), np.uint64(key[1])
         return sum(float(_squared_norm(s.weight.numel(), *_halves(s.id), k0, k1, RADIUS, TRIG)) for s in slots)

@@ -9,6 +9,7 @@ With ``TRITON_INTERPRET=1`` when this module is imported, the same kernels run o
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,11 @@ class CudaEngine:
             found.append(Launch(table, apart, len(streams), tuple(constants.items())))
         return found
 
+    def fill(self, out: Tensor, id: int, stream: Stream, distribution: Distribution) -> None:
+        """See `slot.Engine.fill`."""
+        check(out)
+        fill(out, id, _on_device(values_of([stream], 1.0, None, None, None, apart=False), out.device), distribution)
+
     def squared_norm(self, slots: list[Slot], key: Key) -> float:
         """See `slot.Engine.squared_norm`. Waits for the device; faster for many slots at once than one by one."""
         for slot in slots:
@@ -143,6 +149,18 @@ class CudaEngine:
                 )
                 total += float(sums.sum())
         return total
+
+
+def fill(out: Tensor, id: int, values: Tensor, distribution: Distribution) -> None:
+    """`slot.Engine.fill` with the stream that ``values`` say: `values_of` it, on the device."""
+    if not out.numel():
+        return
+    real = tl.float64 if out.dtype == torch.float64 else tl.float32
+    with torch.cuda.device(out.device) if out.device.type == "cuda" else nullcontext():
+        cuda_kernels.fill[(-(-out.numel() // CHUNK),)](
+            out, out.numel(), id - (id >> 63 << 64), values, dtype=_DTYPES[out.dtype], real=real,
+            GAUSSIAN=distribution == "gaussian", NATIVE=not INTERPRETED, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
 
 
 def values_of(

@@ -184,11 +184,11 @@ def _block(at, place, start, values, n_streams, scale, rounding, keys, coefs, ke
 
 
 @triton.jit
-def _place(row, chunk, CHUNK: tl.constexpr):
-    """A chunk: its first element (int64), its number of elements, and the two words of its tensor's id."""
+def _place(numel, name, chunk, CHUNK: tl.constexpr):
+    """A chunk of a tensor, its numel and id int64: its first element (int64), its number of elements, and the two words
+    of the id."""
     first = chunk.to(tl.int64) * CHUNK
-    left = tl.minimum(tl.load(row + 2) - first, CHUNK).to(tl.int32)
-    name = tl.load(row + 3)
+    left = tl.minimum(numel - first, CHUNK).to(tl.int32)
     return first, left, ((name & 0xFFFFFFFF).to(tl.uint32), ((name >> 32) & 0xFFFFFFFF).to(tl.uint32))
 
 
@@ -218,7 +218,7 @@ def sweep(rows, chunks, values, n_streams, dtype: tl.constexpr, real: tl.constex
     """
     chunk = chunks + 2 * tl.program_id(0)
     row = rows + tl.load(chunk) * _ROW
-    place = _place(row, tl.load(chunk + 1), CHUNK)
+    place = _place(tl.load(row + 2), tl.load(row + 3), tl.load(chunk + 1), CHUNK)
     first = place[0]
     at = (_pointer(row, first, dtype, ALIGNED), _pointer(row + 1, first, tl.float32, ALIGNED),
           _pointer(row + 4, first, real, ALIGNED), _pointer(row + 5, first, real, ALIGNED),
@@ -248,11 +248,28 @@ def sweep(rows, chunks, values, n_streams, dtype: tl.constexpr, real: tl.constex
                COMMIT, RULE, STATES, MASK, STREAMS, GAUSSIAN, STOCHASTIC, True, NATIVE, BLOCK)  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["numel", "name"])
+def fill(out, numel, name, values, dtype: tl.constexpr, real: tl.constexpr, GAUSSIAN: tl.constexpr,
+         NATIVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """`slot.Engine.fill`; a program does a chunk. ``name``: the id, as int64; values: as for `sweep` of one stream."""
+    first, left, name = _place(numel.to(tl.int64), name.to(tl.int64), tl.program_id(0), CHUNK)
+    key = _key(values, 1)
+    coefs = _coefs(values, 1, real)
+    none = zeros(real, BLOCK // 8)
+    for start in range(0, left, BLOCK):
+        offset = start + tl.arange(0, BLOCK)
+        counter = (first // 8).to(tl.uint32) + (start // 8 + tl.arange(0, BLOCK // 8)).to(tl.uint32)
+        z = _add(none, none, counter, name, key, coefs, real, False, GAUSSIAN, NATIVE)[0]
+        value = _round(interleave(z, BLOCK), counter, name, key, dtype, False, NATIVE, BLOCK)
+        tl.store(out + first + offset, value, mask=offset < left)
+
+
 @triton.jit
 def squared_norm(rows, chunks, values, sums, NATIVE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """sums[program], float64 <- the sum of z^2 over a chunk, z of the first stream of ``values``."""
     at = chunks + 2 * tl.program_id(0)
-    first, left, name = _place(rows + tl.load(at) * _ROW, tl.load(at + 1), CHUNK)
+    row = rows + tl.load(at) * _ROW
+    first, left, name = _place(tl.load(row + 2), tl.load(row + 3), tl.load(at + 1), CHUNK)
     key = _key(values, 1)
     counters = tl.arange(0, BLOCK // 8)
     total = tl.zeros([BLOCK // 8], tl.float64)

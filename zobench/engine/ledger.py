@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from zobench.engine import engine_for, masks
+from zobench.engine import masks
 from zobench.engine.coordinates import nudge
 from zobench.engine.direction import Coordinate, Direction, Mask
 from zobench.engine.groups import Group, Stand, exchange, groups_of, slots_of, with_bits
@@ -17,7 +17,7 @@ from zobench.engine.late import Late, Number, may_count
 from zobench.engine.ops import Axis, Commit, Copied, Move, Op, Point, Rounding
 from zobench.engine.rules import Rule
 from zobench.engine.slot import Slot, Stream, Sweep
-from zobench.engine.stream import ROUNDING, derive_key, tensor_id
+from zobench.engine.stream import ROUNDING, derive_key
 from zobench.engine.stream import Distribution as StreamDistribution
 
 if TYPE_CHECKING:
@@ -156,12 +156,6 @@ class Ledger:
         self.swapped = self.swapped != (what == "swap")
         if self.on_op is not None:
             self.on_op(Copied(what))
-
-    def fill(self, name: str, z: Direction, out: Tensor) -> None:
-        """out <- z on one tensor, without the mask: ``out`` has the tensor's shape and device, and any float dtype."""
-        total = out.zero_()
-        slot = Slot(total, tensor_id(name))
-        engine_for(out.device).sweep([slot], [Stream(z.key, self.norm(z))], 1.0, z.stream)
 
     def check(self, number: Late, message: str) -> None:
         """From the next sweep on nothing moves if the number is not finite; the host hears of it by `late.Broken`."""

@@ -11,6 +11,9 @@ class NoEngine:
     def sweep(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
+    def fill(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
     def squared_norm(self, *_: Any, **__: Any) -> float:
         """As if |z| were 1."""
         return 1.0

@@ -89,6 +89,10 @@ class Engine(Protocol):
         """
         ...
 
+    def fill(self, out: Tensor, id: int, stream: Stream, distribution: Distribution) -> None:
+        """out <- round(coef z), z that of a tensor of this id; ``out`` is as a slot's weight, whatever is in it."""
+        ...
+
     def squared_norm(self, slots: list[Slot], key: Key) -> float:
         """sum of z_i^2 of the gaussian stream over all elements of all slots, deterministic for one device kind."""
         ...

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from zobench.config import Range
 from zobench.engine.direction import Direction, Distribution
 from zobench.engine.ops import Rounding
+from zobench.engine.tangents import Tangents
 from zobench.objective import Objective
 from zobench.optim.base import Count, NonNegative, Positive, ZOOptimizer
 from zobench.optim.blocks import By, Order
@@ -83,14 +83,8 @@ class ForwardGrad(ZOOptimizer):
         active = range(len(self._parts)) if z.blocks is None else z.blocks
         moved = {name for i in active for name in self._parts[i].names}
 
-        def tangent(name: str, parameter: Tensor) -> Tensor | None:
-            if name not in moved:
-                return None
-            out = torch.empty_like(parameter)
-            self.ledger.fill(name, z, out)
-            return out
-
-        loss, slope = (float(value) for value in objective.jvp(tangent))
+        tangents = Tangents(z, self.ledger.norm(z), moved)
+        loss, slope = (float(value) for value in objective.jvp(tangents))
         if not math.isfinite(slope):
             raise FloatingPointError(f"loss {loss} and slope {slope} along {z}")
         return Estimate(z, slope, loss)

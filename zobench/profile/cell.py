@@ -159,7 +159,7 @@ def _unplanned(bench: Bench) -> Iterator[None]:
 
 def _why_eager(bench: Bench) -> str | None:
     """Why something was not replayed as a CUDA graph that could have been."""
-    whys = [getattr(made, "why_eager", None) for made in (bench.score, bench.gradients)]
+    whys = [getattr(made, "why_eager", None) for made in (bench.score, bench.gradients, bench.slopes)]
     whys += bench.later.why_eager if bench.later is not None else []
     return "; ".join(why for why in whys if why is not None) or None
 
@@ -176,7 +176,7 @@ class _TimedEngine:
 
     def __init__(self, engine: Engine, watch: Stopwatch) -> None:
         self._engine, self._watch = engine, watch
-        self.squared_norm = engine.squared_norm
+        self.fill, self.squared_norm = engine.fill, engine.squared_norm
 
     def sweep(self, *args: Any, **kwargs: Any) -> None:
         with self._watch.span():
