@@ -118,7 +118,8 @@ def _asked(overrides: list[str]) -> tuple[str, list[str]]:
 
 
 def config_of(recorded: dict[str, Any], path: Path, places: list[str]) -> dict[str, Any]:
-    """The config of a record with other places, and with defaults for the keys that came after it was made.
+    """The config of a record with other places, and with defaults for the keys that came after it was made. A place may
+    say ${model.name}, the record's.
 
     Raises:
         ConfigError: a place cannot be set.
@@ -128,6 +129,9 @@ def config_of(recorded: dict[str, Any], path: Path, places: list[str]) -> dict[s
     assert defaults is not None
     later = {key: value for key, value in defaults.items() if key not in GROUPS}
     config = OmegaConf.create({**later, **recorded})
+    name = str(OmegaConf.select(config, "model.name"))
+    if re.fullmatch(r"\w[\w.-]*", name):  # of a stranger's, too: no way out of the folder
+        places = [text.replace("${model.name}", name) for text in places]
     try:
         config.merge_with_dotlist(places)
         if root := [text for text in places if text.startswith("data.root=")]:

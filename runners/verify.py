@@ -3,9 +3,10 @@
     python -m runners.verify [FOLDER] [share=0.1] [seed=0] [jobs=N] [model.path=DIR] [data.root=DIR] [device=cpu]
 
 FOLDER (default results) holds a suite's records, or suites' folders. An entry is what the leaderboard has a line for:
-the runs of one config over their seeds. Drawn is among those whose runs all left a trajectory, as the search's need not
-and first-order runs cannot; share=1 is all. ``jobs`` at a time, each GPU getting its share of them. What a run must
-satisfy is what runners.submit asks of a stranger's, and RUN.verified.json is left beside it as there.
+the runs of one config over their seeds. Drawn is among those whose runs all came to their end and left a trajectory, as
+the search's need not and first-order runs cannot; share=1 is all. ``jobs`` at a time, each GPU getting its share of
+them. What a run must satisfy is what runners.submit asks of a stranger's, and RUN.verified.json is left beside it as
+there. model.path may say ${model.name}, where the records are of several.
 
 Exit codes: 0 all that was drawn is confirmed, 1 something is not, 2 the command is wrong or nothing can be drawn.
 """
@@ -78,16 +79,20 @@ def verify(arguments: Sequence[str]) -> int:
 
 
 def entries_of(folder: Path) -> list[Entry]:
-    """Whose runs all have a trajectory, in an order that the files' names give."""
+    """Whose runs all came to their end and have a trajectory, in an order that the files' names give."""
     found: dict[tuple[Path, str], Entry] = defaultdict(list)
+    broken = set()
     for path in sorted(folder.rglob(f"*{RECORD}")):
         try:
-            head = json.loads(path.open(encoding="utf-8").readline())
-            key = digest({**head["config"], "seed": None})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            key = path.parent, digest({**json.loads(lines[0])["config"], "seed": None})
+            if json.loads(lines[-1])["kind"] != "end":
+                broken.add(key)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # no record: tables and profiles are JSON lines, too
-        found[path.parent, key].append(path)
-    return [entry for entry in found.values() if all(_trajectory(path).exists() for path in entry)]
+        found[key].append(path)
+    whole = [entry for key, entry in found.items() if key not in broken]
+    return [entry for entry in whole if all(_trajectory(path).exists() for path in entry)]
 
 
 def draw(entries: Sequence[Entry], share: float, seed: int) -> list[Entry]:

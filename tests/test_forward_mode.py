@@ -174,6 +174,21 @@ def test_the_slope_is_the_limit_of_differences(attention: str, epsilons: tuple[f
     assert errors[-1] < {"sdpa": 1e-7, "eager": 1e-3}[attention]
 
 
+def test_a_layer_norm_of_float32_statistics_keeps_the_dtype_of_its_tangent() -> None:
+    """As they are on a GPU in half precision; here by norms of float32 weights."""
+    slopes = []
+    for dtype in (torch.float64, torch.bfloat16):
+        model = model_of("opt", "lora")
+        z = direction_of(model)
+        model.to(dtype)
+        if dtype == torch.bfloat16:
+            for module in model.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.float()
+        slopes.append(float(objective_of(model).jvp(lambda name, p: z[name].to(p.dtype) if name in z else None)[1]))  # noqa: B023
+    assert slopes[1] == pytest.approx(slopes[0], rel=0.1)
+
+
 def test_a_direction_may_leave_parameters_out() -> None:
     model = model_of("opt")
     objective, z = objective_of(model), direction_of(model)

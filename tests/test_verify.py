@@ -11,6 +11,7 @@ from conftest import Cli, make_submission, rewrite
 from test_submit import _mark
 
 from runners import verify
+from runners.replay import config_of
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,23 @@ def test_entries_are_configs_whose_runs_all_left_a_trajectory(results: Path) -> 
     assert sorted(len(entry) for entry in entries) == [1, 2]
     entries[-1][-1].with_name(entries[-1][-1].name.replace(".jsonl", ".trajectory.gz")).unlink()
     assert len(verify.entries_of(results)) == 1
+
+
+def test_a_run_that_broke_off_is_no_entry_yet(results: Path) -> None:
+    record = verify.entries_of(results)[-1][-1]
+    record.write_text("".join(record.read_text().splitlines(keepends=True)[:-1]))
+    assert len(verify.entries_of(results)) == 1
+
+
+def test_a_place_may_name_the_model(results: Path) -> None:
+    (record,) = next(entry for entry in verify.entries_of(results) if len(entry) == 1)
+    head = json.loads(record.read_text().splitlines()[0])["config"]
+    path = Path(head["model"]["path"])
+    found = config_of(head, record, [f"model.path={path.parent}/${{model.name}}"])
+    assert Path(found["model"]["path"]) == path.parent / head["model"]["name"]
+    head["model"]["name"] = "../elsewhere"
+    found = config_of(head, record, ["model.path=DIR/${model.name}"])
+    assert found["model"]["path"] == "DIR/${model.name}"
 
 
 def test_a_draw_is_a_function_of_its_seed() -> None:

@@ -49,6 +49,7 @@ def jvp(scorer: Scorer, loss: Callable[[], Tensor], tangent: Tangent) -> tuple[T
             if module is not head and next(module.parameters(recurse=False), None) is not None:
                 handles.append(module.register_forward_pre_hook(duals.lend))
                 handles.append(module.register_forward_hook(duals.take_back))
+                handles.append(module.register_forward_hook(_in_its_dtype))
         handles.append(scorer.body.register_forward_pre_hook(lambda *_: duals.take_back(head)))
         handles.append(scorer.body.register_forward_hook(lambda *_: duals.lend(head)))
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
@@ -59,6 +60,18 @@ def jvp(scorer: Scorer, loss: Callable[[], Tensor], tangent: Tangent) -> tuple[T
         duals.take_all_back()
     duals.check()
     return value, torch.zeros_like(value) if slope is None else slope
+
+
+def _in_its_dtype(module: nn.Module, args: Any, output: Any) -> Any:
+    """A module's output with a tangent of its own dtype: that of a layer norm whose weights are no dual numbers has the
+    dtype of its statistics, float32 on a GPU, and no product takes it (pytorch 2.11 to 2.13)."""
+    del module, args
+    if not isinstance(output, Tensor):
+        return None
+    value, tangent = forward_ad.unpack_dual(output)  # type: ignore[no-untyped-call]
+    if tangent is None or tangent.dtype == value.dtype:
+        return None
+    return forward_ad.make_dual(value, tangent.to(value.dtype))  # type: ignore[no-untyped-call]
 
 
 class _Duals:
