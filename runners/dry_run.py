@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from runners import elsewhere
 from runners.choice import choose, has_result
 from runners.forecast import MARKS, Cost, Forecast, totals
 from runners.glance import Glance
@@ -13,6 +14,7 @@ from runners.suite import Point, Run, Suite
 from runners.view import duration
 from zobench.record import FINISHED
 
+DONE = (*FINISHED, "elsewhere")  # a run of another suite, whose record the sweep copies
 HEAD = f"{'status':<12}{'forwards':>10}{'time':>9}{'GiB':>9}{'tokens':>8}  run"
 
 
@@ -27,9 +29,11 @@ def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
     known = {run.run_id: run for run in [*search, *(run for runs in final if runs is not None for run in runs)]}
     for run in known.values():
         cost, status = forecast.of(run.spec), Glance(run.path).stand().status
+        if status not in FINISHED and elsewhere.found(run) is not None:
+            status = "elsewhere"
         print(_line(status, cost, shlex.join(run.overrides), forecast))
-        n, n_done = n + 1, n_done + (status in FINISHED)
-        left += [] if status in FINISHED else [cost]
+        n, n_done = n + 1, n_done + (status in DONE)
+        left += [] if status in DONE else [cost]
     for runs, found in zip(final, points, strict=True):
         if runs is not None:
             continue

@@ -7,8 +7,9 @@ conf/suite/<name>.yaml says what the runs are. ``jobs`` run at a time: on this m
 one a GPU, on a cluster (``launcher=slurm``) as many as it lets. ``dry_run=true`` says what would be run, what is done
 already and what it would cost. ``only``: of the suite's runs those that name one of the texts, such as
 only=zo_adam,zo_adamw. Other key=value pairs override every run. Records lie in results/<suite>/, or wherever out= says.
-A run whose record is complete is not repeated: start the same command again and only what is missing runs. What the
-suite means to run is written down beside the records (plan.json), for tables to say what is missing.
+A run whose record is complete is not repeated: start the same command again and only what is missing runs. The record
+of a run that a suite in a folder beside has completed is copied. What the suite means to run is written down beside the
+records (plan.json), for tables to say what is missing.
 
 Exit codes: 0 every run has a result (diverged and out of memory are results), 1 a run could not go on, 2 the suite
 cannot be run, 130 stopped by hand.
@@ -25,7 +26,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from runners import plan
+from runners import elsewhere, plan
 from runners.choice import choose, has_result
 from runners.dry_run import dry_run
 from runners.job import Ended, note_failure
@@ -173,6 +174,11 @@ class Sweep:
         self._view.expect({run_id: (run.path, run.label) for run_id, run in runs.items()})
         self._launch.wait_for_earlier()
         left = [run for run in runs.values() if not has_result(run)]
+        free = [run for run in left if not is_held(run.path)]
+        sources = Counter(path.parent.name for run in free if (path := elsewhere.taken(run)) is not None)
+        for source, n in sources.items():
+            self._view.say(f"{n} of {len(runs)} runs are those of {source}, whose records are taken")
+        left = [run for run in left if not has_result(run)]
         if len(left) < len(runs):
             self._view.say(f"{len(runs) - len(left)} of {len(runs)} runs are complete already")
         self._n += len(runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gzip
+import io
 import json
 import os
 import resource
@@ -26,7 +27,8 @@ from zobench import resume
 from zobench.objective import TaskObjective
 from zobench.record import RecordError
 from zobench.run import Bench
-from zobench.state import SUFFIX, StateFile, Torn
+from zobench.state import SUFFIX, Chosen, State, StateFile, Torn
+from zobench.trajectory import Mark
 
 KILLED = """
 import sys
@@ -495,6 +497,30 @@ def _full(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         return call(first, *rest)
 
     return full
+
+
+def test_a_stop_while_a_state_is_written_is_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch closes the archive that it was writing, and raises about that instead."""
+    weights = [torch.zeros(1 << 20)]
+    file = StateFile(tmp_path / "run.state.pt", "run", weights)
+    state = State(Mark(), weights, {}, [0], Chosen(0, weights))
+    file.write(state)
+    before = file.path.read_bytes()
+
+    class Stopped(io.FileIO):
+        def write(self, data: Any) -> int:
+            if len(data) > 1 << 16:
+                super().write(data[:1000])
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    opens = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": Stopped(path, "w") if mode == "wb" else opens(path, mode))
+    with pytest.raises(KeyboardInterrupt):
+        file.write(state)
+    monkeypatch.undo()
+    assert file.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [file.path.name]
 
 
 def test_a_state_without_a_record_is_nobodys(lab: Lab, kept: Kept) -> None:

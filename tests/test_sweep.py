@@ -276,7 +276,7 @@ def test_a_dry_run_asks_the_profiles_where_no_record_is_alike() -> None:
     more = forecast.of(spec_of([*overrides, "precision=bf16", "budget.n_eval=50", "budget.amount=80000"]))
     assert more.seconds is not None
     assert more.seconds > 2 * half.seconds
-    unmeasured = forecast.of(spec_of([*overrides, "precision=bf16", "optimizer=forward_grad"]))
+    unmeasured = forecast.of(spec_of([*overrides, "precision=bf16", "optimizer=mezo_svrg"]))
     assert (unmeasured.seconds, unmeasured.basis) == (None, None)
     assert unmeasured.bytes is not None
     nowhere = Forecast([], Path("no such folder")).of(spec_of([*overrides, "precision=bf16"]))
@@ -335,6 +335,32 @@ def test_a_sweep_twice(cli: Cli, make_suite: MakeSuite, here: list[list[str]], t
     assert _files(tmp_path / "pair") == records
     assert len(here) == 2
     assert status.main([str(tmp_path / "pair")]) == 0
+
+
+def test_what_another_suite_has_run_is_taken(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path
+) -> None:
+    cli(sweep, *make_suite(runs=[["optimizer=zo_sgd"]], seeds=[1], tune_seeds=[]))
+    (name, *_), other = list(here), tmp_path / "other"
+    arguments = make_suite(runs=[["optimizer=zo_sgd,adamw"]], seeds=[1], tune_seeds=[])
+    arguments[-1] = f"out={other}"
+    dry = cli(sweep, *arguments, "dry_run=true").out.splitlines()
+    assert [line.split()[0] for line in dry[1:3]] == ["elsewhere", "waiting"]
+    assert dry[-1].startswith("2 runs, 1 done; left: ")
+    ran = cli(sweep, *arguments)
+    assert ran.code == 0
+    assert ran.out.splitlines()[:2] == ["1 of 2 runs are those of pair, whose records are taken",
+                                        "1 of 2 runs are complete already"]  # fmt: skip
+    assert here[:1] == [name]
+    assert len(here) == 2  # AdamW
+    for path in (tmp_path / "pair").glob("zo_sgd*"):
+        assert (other / path.name).read_bytes() == path.read_bytes()
+    assert not list(other.glob("*.tmp"))
+    (tmp_path / "pair" / "plan.json").unlink()  # some folder
+    arguments[-1] = f"out={tmp_path / 'third'}"
+    shutil.rmtree(other)
+    assert "taken" not in cli(sweep, *arguments).out
+    assert len(here) == 4
 
 
 def test_a_sweep_writes_down_what_it_means_to_run(

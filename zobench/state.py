@@ -70,6 +70,7 @@ class StateFile:
 
         Raises:
             RecordError: it cannot be written; the file is as it was.
+            KeyboardInterrupt: stopped meanwhile; the file is as it was.
         """
         content = {
             "layout": LAYOUT, **self._owner, "mark": vars(state.mark), "weights": _alone(state.weights),
@@ -84,6 +85,8 @@ class StateFile:
             _sync_folder(self.path.parent)
         except (OSError, RuntimeError) as error:
             reason = error if isinstance(error, OSError) else error.__context__
+            if isinstance(reason, KeyboardInterrupt):  # torch closes its archive then, and stumbles over the half of it
+                raise reason from None
             if not isinstance(reason, OSError):
                 raise
             raise RecordError(
