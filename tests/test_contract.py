@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from runners.compose import CONF, _composed, spec_from
+from runners.compose import compose, spec_from
+from runners.composition import CONF
 from zobench import replay, train
 from zobench.config import ConfigError, locate
 from zobench.engine import cpu, groups, masks
@@ -96,10 +97,10 @@ PRECISIONS = {
 def composed(name: str) -> dict[str, Any]:
     """The resolved config of a run of four steps on the tiny model: 20 training examples are three minibatches."""
     short = ("budget.amount=4", "budget.n_eval=2", "task.n_train=20", "task.n_dev=8", "task.n_test=8")
-    made = _composed([*TINY, f"optimizer={name}", *SMALLER.get(name, ()), *short])
-    found = OmegaConf.to_container(made, resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    config, problems = compose([*TINY, f"optimizer={name}", *SMALLER.get(name, ()), *short])
+    assert config is not None
+    assert problems == []
+    return config
 
 
 @functools.cache

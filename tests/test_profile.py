@@ -155,7 +155,7 @@ def _scales(name: str) -> list[str | None]:
 
 @pytest.mark.parametrize("name", profile_suite.names())
 def test_every_profile_composes_at_every_scale(name: str) -> None:
-    """So many of its cells that every override of it stands in one of them: composing takes a tenth of a second."""
+    """So many of its cells that every override of it stands in one of them."""
     seen: set[str] = set()
     for scale in _scales(name):
         cells = cells_of(profile_suite.load(name, scale), ["device=cpu"])
