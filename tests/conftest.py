@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import json
 import shutil
 import signal
@@ -193,12 +194,32 @@ def _generate_toy_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _ask_git_once() -> Iterator[None]:
+    """Of each checkout: nobody changes the code while it is tested."""
+    asked = functools.cache(lambda _, git=provenance.git: git())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "git", lambda: dict(asked(provenance.__file__)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """The matrices are tiny, and threads of torch that wait busily for a shared core make a run ten times as long."""
+    """Here and in processes of tests: the matrices are tiny, and threads of torch that wait busily for a shared core
+    make a run ten times as long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _collect_no_modules() -> Iterator[None]:
+    """What was imported stays: to search it for garbage takes half a second each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import gc
 import inspect
 import math
 import random
@@ -486,7 +485,6 @@ def test_a_run_goes_on_and_is_rebuilt(
     """Broken off in the middle of a step, past half of its way, it ends with the bits of a whole run. So does its
     replay; and where each update is a sum of directions, all of them together give the same weights, to rounding."""
     monkeypatch.setattr(conftest, "_composed", lambda _: spec(case))
-    monkeypatch.setattr(gc, "collect", lambda: 0)  # half a second a run
     monkeypatch.setattr(train, "_merit", lambda row, _: row["step"])  # the last checkpoint is the chosen one
     counted: list[None] = []
     with monkeypatch.context() as patch:
@@ -537,13 +535,13 @@ def assert_rebuilt(case: str, whole: Ran, resumed: Ran, weights: list[Tensor]) -
 @pytest.mark.parametrize("case", NAMES)
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_weights_keep_their_dtype_and_stay_finite(name: str, case: str) -> None:
-    """For 1,000 steps without masters, and for 50 with them or where products alone differ."""
+    """For 1,000 steps in half precision without masters, and for 50 else."""
     if not works_with(case, PRECISIONS[name]):
         return
     module = Single().to(PRECISIONS[name].torch_dtype)
     start, lr = flat(module), 0.1 * (lr_that_halves(case) or 1e-2)
     made = course(case, module, bowl, precision=PRECISIONS[name], zo_eps=0.1, **with_lr(case, lr))
-    end = made.steps(1000 if name in ("fp32", "bf16", "fp16") else 50).home()
+    end = made.steps(1000 if name in ("bf16", "fp16") else 50).home()
     assert all(p.dtype == PRECISIONS[name].torch_dtype for p in module.parameters())
     assert bool(end.isfinite().all())
     assert not torch.equal(end, start)
