@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -17,6 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+
+with contextlib.suppress(pytest.skip.Exception):  # where there is no triton
+    import interpreted  # noqa: F401 (before triton is imported)
 
 from runners import execute as execution
 from runners import launch, train
