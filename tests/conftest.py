@@ -117,7 +117,7 @@ class Lab:
         return Ran(path, [json.loads(line) for line in path.read_text().splitlines()], bench, repeated)
 
 
-@functools.cache  # composing takes longer than the shortest runs
+@functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunSpec:
     return spec_of([*TINY, *overrides])
 
