@@ -7,12 +7,8 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.optim import Optimizer
 
 from runners import schema
+from runners.composition import CONF, composed, parsed
 from runners.device import device_of
 from zobench.budget import Budget
 from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown, value_problem
@@ -34,7 +31,6 @@ from zobench.schedules import Schedule
 from zobench.schemes.base import Scheme
 from zobench.tasks.base import Task
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 KINDS: dict[str, type] = {
     "model": LanguageModel,
     "task": Task,
@@ -95,7 +91,7 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
     kept: list[Override] = []
     for text in overrides:
         try:
-            override = OverridesParser.create().parse_override(text)
+            override = parsed(text)
         except HydraException as error:
             problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
             continue
@@ -103,36 +99,36 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any] | None, list[str]]
         problems.append(problem) if problem else kept.append(override)
     if not problems and all(o.package is None for o in kept):
         with contextlib.suppress(HydraException, OmegaConfBaseException):  # mostly nothing is wrong
-            return _resolved(_composed([_text(o) for o in kept]))
+            return _resolved(composed([_text(o) for o in kept]))
     chosen = [o for o in kept if o.key_or_group in schema.GROUPS]
     groups = [_text(o) for o in chosen if o.package is None]
     for override in (o for o in chosen if o.package is not None):
-        problem = _part_problem(_composed(groups), override)
+        problem = _part_problem(composed(groups), override)
         if problem:
             problems.append(problem)
             kept.remove(override)
         else:
             groups.append(_text(override))
-    base = _composed(groups)
+    base = composed(groups)
     good = list(groups)
     for override in kept:
         if _text(override) not in groups:
             problem = _key_problem(base, override)
             problems.append(problem) if problem else good.append(_text(override))
     try:
-        composed = _composed(good)
+        made = composed(good)
     except (HydraException, OmegaConfBaseException):  # some value has the wrong type: which?
         misfits = {text: found for text in good if text not in groups and (found := _misfit([*groups, text]))}
         problems += misfits.values()
-        composed = _composed([text for text in good if text not in misfits])
-    resolved, unresolved = _resolved(composed)
+        made = composed([text for text in good if text not in misfits])
+    resolved, unresolved = _resolved(made)
     return resolved, [*problems, *unresolved]
 
 
-def _resolved(composed: DictConfig) -> tuple[dict[str, Any] | None, list[str]]:
+def _resolved(made: DictConfig) -> tuple[dict[str, Any] | None, list[str]]:
     """The composed config without interpolations, and what is wrong with these."""
     try:
-        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        resolved = OmegaConf.to_container(made, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         return None, [_interpolation_problem(error)]
     assert isinstance(resolved, dict)
@@ -215,18 +211,6 @@ def _arguments(target: str, node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "name" or "name" in asked}
 
 
-def _composed(overrides: Sequence[str]) -> DictConfig:
-    """To read, not to change: it is kept."""
-    return _compose_once(tuple(overrides))
-
-
-@functools.lru_cache(maxsize=64)  # composing takes 0.1 s; the points of a sweep share their groups
-def _compose_once(overrides: tuple[str, ...]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base=None):
-        return hydra.compose("run", list(overrides))
-
-
 def _text(override: Override) -> str:
     return str(override.input_line)
 
@@ -285,7 +269,7 @@ def _key_problem(base: DictConfig, override: Override) -> str | None:
 def _misfit(overrides: list[str]) -> str | None:
     """Why overrides cannot be composed, in terms of the last one."""
     try:
-        _composed(overrides)
+        composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         return f"{overrides[-1]}: {str(cause).splitlines()[0]}"

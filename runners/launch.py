@@ -16,7 +16,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runners.compose import CONF
+from runners.composition import CONF
 from runners.job import Ended, of_cluster
 from runners.local import LocalLauncher
 from zobench.config import ConfigError, nearest

@@ -19,7 +19,8 @@ from statistics import fmean
 
 import torch
 
-from runners.compose import CONF, spec_of
+from runners.compose import spec_of
+from runners.composition import CONF
 from runners.execute import hush
 from zobench.config import ConfigError, unknown
 from zobench.minibatches import Minibatches

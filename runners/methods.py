@@ -16,7 +16,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runners.compose import CONF, compose
+from runners.compose import compose
+from runners.composition import CONF
 from zobench.config import ConfigError, locate
 
 PAGE = CONF.parent / "docs" / "methods.md"

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from runners import corpus, pretraining
-from runners.compose import CONF
+from runners.composition import CONF
 from runners.device import device_of
 from runners.pretraining import BOS, EOS, MASK, PAD, Course, Examples, MaskedTokens, next_token
 from zobench.config import ConfigError, locate, unknown

@@ -29,7 +29,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runners.compose import CONF
+from runners.composition import CONF
 from runners.scales import at_scale
 from runners.suite import last_of_each
 from zobench.config import ConfigError, nearest, unknown

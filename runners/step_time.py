@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from runners.compose import CONF
+from runners.composition import CONF
 from zobench.config import locate
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.forward_grad import ForwardGrad

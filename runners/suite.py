@@ -23,7 +23,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runners.compose import CONF, check, compose, spec_from
+from runners.compose import check, compose, spec_from
+from runners.composition import CONF
 from runners.multirun import command_of, expand
 from runners.scales import at_scale
 from zobench.config import ConfigError, unknown
@@ -202,7 +203,7 @@ def _points(kind: list[str], search: bool, problems: list[str]) -> list[Point]:
         grid = grids.get(config["scheme"]["name"], grids["lora"])  # a scheme without a grid of its own is like LoRA
     points = []
     for values in itertools.product(*grid.values()):
-        # Composing takes a hundred times as long. No yaml has a key of a grid stand in another value.
+        # Composing takes ten times as long. No yaml has a key of a grid stand in another value.
         varied = copy.deepcopy(config)
         overrides = list(kind)
         for key, value in zip(grid, values, strict=True):

@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from runners.compose import CONF, task_of
+from runners.compose import task_of
+from runners.composition import CONF
 from zobench.config import locate
 from zobench.tasks.classify import Classification
 

@@ -16,7 +16,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from runners.compose import CONF, spec_from, spec_of
+from runners.compose import spec_from, spec_of
+from runners.composition import CONF
 from runners.multirun import command_of, jobs_of
 from zobench.config import ConfigError
 

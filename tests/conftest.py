@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import shutil
 import signal
@@ -16,6 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+
+with contextlib.suppress(pytest.skip.Exception):  # where there is no triton
+    import interpreted  # noqa: F401 (before triton is imported)
 
 from runners import execute as execution
 from runners import launch, train
@@ -112,7 +117,7 @@ class Lab:
         return Ran(path, [json.loads(line) for line in path.read_text().splitlines()], bench, repeated)
 
 
-@functools.cache  # composing takes longer than the shortest runs
+@functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunSpec:
     return spec_of([*TINY, *overrides])
 
@@ -193,12 +198,32 @@ def _generate_toy_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _ask_git_once() -> Iterator[None]:
+    """Of each checkout: nobody changes the code while it is tested."""
+    asked = functools.cache(lambda _, git=provenance.git: git())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "git", lambda: dict(asked(provenance.__file__)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """The matrices are tiny, and threads of torch that wait busily for a shared core make a run ten times as long."""
+    """Here and in processes of tests: the matrices are tiny, and threads of torch that wait busily for a shared core
+    make a run ten times as long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _collect_no_modules() -> Iterator[None]:
+    """What was imported stays: to search it for garbage takes half a second each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

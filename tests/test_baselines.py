@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from analysis.render import Cell
 from runners import replay, show
-from runners.compose import CONF, spec_of
+from runners.compose import spec_of
+from runners.composition import CONF
 from runners.execute import plan
 from runners.progress import Live
 from runners.suite import Suite, points_of

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import torch
 
-from runners.compose import CONF, compose
+from runners.compose import compose
+from runners.composition import CONF
 from zobench.config import (
     ConfigError,
     Range,

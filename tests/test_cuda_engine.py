@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from interpreted import DEVICE, elsewhere, here, in_a_process_of_its_own, interpreting  # first: before triton
+from interpreted import DEVICE, interpreting
 from torch import Tensor
 
 from zobench.engine import rules, stream
@@ -24,11 +24,6 @@ from zobench.engine.stream import Distribution, Key
 KEYS = [stream.derive_key(3, step, probe) for step in range(4) for probe in range(2)]
 DISTRIBUTIONS: list[Distribution] = ["gaussian", "rademacher"]
 F = npt.NDArray[np.float64]
-
-
-@elsewhere
-def test_in_a_process_of_its_own() -> None:
-    in_a_process_of_its_own(__file__)
 
 
 @pytest.fixture
@@ -99,7 +94,6 @@ def expected(
     return total.reshape(tuple(start.shape))
 
 
-@here
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 1024, 4097])
 def test_noise_is_the_defined_one(engine: CudaEngine, n: int, distribution: Distribution) -> None:
@@ -113,7 +107,6 @@ def test_noise_is_the_defined_one(engine: CudaEngine, n: int, distribution: Dist
         assert off.mean() < 2e-6
 
 
-@here
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_to_fill_is_to_sweep_zeros(engine: CudaEngine, dtype: torch.dtype, distribution: Distribution) -> None:
@@ -127,7 +120,6 @@ def test_to_fill_is_to_sweep_zeros(engine: CudaEngine, dtype: torch.dtype, distr
         engine.fill(torch.zeros(3, dtype=torch.int32, device=DEVICE), 1, Stream(KEYS[1], 0.7), distribution)
 
 
-@here
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_many_tensors_in_one_launch(engine: CudaEngine, distribution: Distribution) -> None:
     shapes: list[tuple[int, ...]] = [(3, 5), (0,), (), (CHUNK + 9,), (8,), (0, 4), (1030,)]
@@ -143,7 +135,6 @@ def test_many_tensors_in_one_launch(engine: CudaEngine, distribution: Distributi
         np.testing.assert_allclose(array(s.weight), want, rtol=1e-6, atol=2.5e-4)
 
 
-@here
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 8])
 def test_any_number_of_streams(engine: CudaEngine, count: int, distribution: Distribution) -> None:
@@ -154,7 +145,6 @@ def test_any_number_of_streams(engine: CudaEngine, count: int, distribution: Dis
     np.testing.assert_allclose(array(s.weight), expected(start, s.id, streams, 0.5, distribution), rtol=1e-6, atol=1e-4)
 
 
-@here
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("count", [1, 5])
 def test_rounds_to_nearest_even_once(engine: CudaEngine, dtype: torch.dtype, count: int) -> None:
@@ -167,7 +157,6 @@ def test_rounds_to_nearest_even_once(engine: CudaEngine, dtype: torch.dtype, cou
     assert torch.equal(s.weight.cpu(), want)
 
 
-@here
 def test_float64_is_summed_in_float64(engine: CudaEngine) -> None:
     start = torch.randn(100, dtype=torch.float64)
     s = slot("t", start.clone())
@@ -177,7 +166,6 @@ def test_float64_is_summed_in_float64(engine: CudaEngine) -> None:
     np.testing.assert_allclose(array(s.weight), want, rtol=1e-15, atol=1e-15)
 
 
-@here
 def test_values_at_the_edges_of_bfloat16(engine: CudaEngine) -> None:
     bits = torch.tensor([0, 0x8000, 1, 0x7F, 0x80, 0x7F7F, 0x7F80, 0xFF80, 0x7FC0, 0x3F80], dtype=torch.int32)
     start = bits.to(torch.uint16).view(torch.bfloat16)
@@ -187,7 +175,6 @@ def test_values_at_the_edges_of_bfloat16(engine: CudaEngine) -> None:
         assert torch.equal(s.weight.cpu().nan_to_num(7.0), start.nan_to_num(7.0))
 
 
-@here
 def test_stochastic_rounding_uses_the_bits_of_its_key(engine: CudaEngine) -> None:
     start = torch.randn(3001).to(torch.bfloat16)
     s = slot("t", start.clone())
@@ -202,7 +189,6 @@ def test_stochastic_rounding_uses_the_bits_of_its_key(engine: CudaEngine) -> Non
     )
 
 
-@here
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_master_takes_commits_and_the_weight_the_rest(engine: CudaEngine, dtype: torch.dtype) -> None:
     start = torch.randn(1100).bfloat16().to(dtype)  # few bits, so that float32 sums are exact
@@ -225,7 +211,6 @@ def test_master_takes_commits_and_the_weight_the_rest(engine: CudaEngine, dtype:
     assert torch.equal(s.weight, kept.to(dtype))
 
 
-@here
 @pytest.mark.parametrize("count", [2, 5])
 def test_without_a_master_commits_are_added_too(engine: CudaEngine, count: int) -> None:
     start = torch.randn(77)
@@ -302,7 +287,6 @@ def assert_same_bits(got: Tensor, want: Tensor, where: Tensor) -> None:
     assert torch.equal(got.cpu().view(integer)[where], want.cpu().view(integer)[where])
 
 
-@here
 @pytest.mark.parametrize("kind", rules.KINDS)
 @pytest.mark.parametrize(("dtype", "master"), SHAPES)
 def test_rules(engine: CudaEngine, kind: rules.Kind, dtype: torch.dtype, master: bool) -> None:
@@ -315,7 +299,6 @@ def test_rules(engine: CudaEngine, kind: rules.Kind, dtype: torch.dtype, master:
     assert_close(tensors(here), tensors(there))
 
 
-@here
 @pytest.mark.parametrize("count", [0, 5])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_rules_of_any_number_of_streams(engine: CudaEngine, count: int, dtype: torch.dtype) -> None:
@@ -328,7 +311,6 @@ def test_rules_of_any_number_of_streams(engine: CudaEngine, count: int, dtype: t
     assert_close(tensors(here), defined(before, streams, rule=rule))
 
 
-@here
 def test_rules_with_gaussian_streams(engine: CudaEngine) -> None:
     before = full(torch.randn(61), True, "adam")
     here = moved_to(DEVICE, before)
@@ -337,7 +319,6 @@ def test_rules_with_gaussian_streams(engine: CudaEngine) -> None:
     assert_close(tensors(here), defined(before, STREAMS, 0.5, "gaussian", rule=rule), atol=1e-4)
 
 
-@here
 def test_the_sign_of_zero_is_zero(engine: CudaEngine) -> None:
     s = slot("t", torch.ones(64))
     streams = [Stream(KEYS[0], 0.0, 0.5), Stream(KEYS[1], 0.0, 0.5)]
@@ -353,7 +334,6 @@ MASKED: list[tuple[torch.dtype, bool, rules.Kind | None, bool]] = [
 MASKED += [(torch.bfloat16, False, None, True), (torch.bfloat16, False, "heavy_ball", True)]
 
 
-@here
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy's, in the interpreter, for the nan that are left out
 @pytest.mark.parametrize("stored", [False, True], ids=["random", "stored"])
 @pytest.mark.parametrize(("dtype", "master", "kind", "stochastic"), MASKED)
@@ -386,7 +366,6 @@ def test_masks(
     assert_close([x.cpu()[kept] for x in tensors(here)], [x[kept] for x in tensors(there)])
 
 
-@here
 @pytest.mark.parametrize("below", [0, 1, 65535, 65536])
 def test_the_ends_of_a_random_mask(engine: CudaEngine, below: int) -> None:
     before = full(torch.randn(2, 603))
@@ -396,7 +375,6 @@ def test_the_ends_of_a_random_mask(engine: CudaEngine, below: int) -> None:
     assert torch.equal(here.weight.cpu() != before.weight, kept_of(before, keep))
 
 
-@here
 @pytest.mark.parametrize("stored", [False, True], ids=["random", "stored"])
 def test_rules_and_masks_beyond_the_first_chunk(engine: CudaEngine, stored: bool) -> None:
     before = full(torch.randn(CHUNK + 9).bfloat16(), True, "heavy_ball", stored)
@@ -408,7 +386,6 @@ def test_rules_and_masks_beyond_the_first_chunk(engine: CudaEngine, stored: bool
         assert_same_bits(got, old, ~kept_of(before, keep))
 
 
-@here
 def test_a_random_mask_goes_before_stored_bits_and_bits_need_no_company(engine: CudaEngine) -> None:
     """Slots with and without masters and bits in one list, and no streams at all."""
     kinds = [(master, stored) for master in (False, True) for stored in (False, True)]
@@ -422,7 +399,6 @@ def test_a_random_mask_goes_before_stored_bits_and_bits_need_no_company(engine: 
                     assert torch.equal(a.cpu(), b)
 
 
-@here
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shifts", [(1, 0, 0), (0, 1, 0), (0, 0, 1)], ids=["weight", "master", "states"])
 def test_alignment_of_all_tensors_counts(engine: CudaEngine, dtype: torch.dtype, shifts: tuple[int, ...]) -> None:
@@ -436,7 +412,6 @@ def test_alignment_of_all_tensors_counts(engine: CudaEngine, dtype: torch.dtype,
         assert torch.equal(a, b)
 
 
-@here
 def test_squared_norm(engine: CudaEngine) -> None:
     slots = [slot(f"t{n}", torch.zeros(n, dtype=dtype)) for n, dtype in ((5, torch.float32), (1029, torch.bfloat16))]
     slots += [slot("empty", torch.zeros(0)), slot("scalar", torch.zeros(()))]
@@ -448,7 +423,6 @@ def test_squared_norm(engine: CudaEngine) -> None:
     assert not any(s.weight.any() for s in slots)
 
 
-@here
 def test_order_dtypes_and_alignment_do_not_matter(engine: CudaEngine) -> None:
     starts = [torch.randn(n).to(d) for n in (17, 1028) for d in (torch.float32, torch.float16, torch.bfloat16)]
     ordered = [slot(f"t{i}", start.clone()) for i, start in enumerate(starts)]
@@ -464,7 +438,6 @@ def test_order_dtypes_and_alignment_do_not_matter(engine: CudaEngine) -> None:
         assert torch.equal(a.weight, b.weight)
 
 
-@here
 def test_tables_are_reused_until_a_tensor_changes_place(engine: CudaEngine) -> None:
     s = slot("t", torch.zeros(20))
     engine.sweep([s], [Stream(KEYS[0], 1.0)])
@@ -488,7 +461,6 @@ def test_tables_are_reused_until_a_tensor_changes_place(engine: CudaEngine) -> N
     )
 
 
-@here
 def test_tables_follow_states_and_bits(engine: CudaEngine) -> None:
     s = moved_to(DEVICE, full(torch.ones(20), False, "adam", True))
     assert s.bits is not None
@@ -513,7 +485,6 @@ def test_tables_follow_states_and_bits(engine: CudaEngine) -> None:
     assert (s.weight != before).all()
 
 
-@here
 def test_what_cannot_be_swept_is_refused(engine: CudaEngine) -> None:
     one = [Stream(KEYS[0], 1.0)]
     two = torch.zeros(2, device=DEVICE)

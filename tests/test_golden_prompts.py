@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from runners.compose import CONF, compose, task_of
+from runners.compose import compose, task_of
+from runners.composition import CONF
 from zobench.tasks.base import Example, Task
 
 TASKS = sorted(path.stem for path in (CONF / "task").glob("[!_]*.yaml"))

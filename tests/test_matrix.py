@@ -13,7 +13,8 @@ import torch
 from families import FAMILIES, MASKED
 
 from runners import execute as execution
-from runners.compose import CONF, compose, spec_from
+from runners.compose import compose, spec_from
+from runners.composition import CONF
 from zobench.body import base_of
 from zobench.models import LanguageModel, ModelError, fingerprint
 from zobench.run import Bench, RunSpec, build
@@ -47,7 +48,7 @@ def _task(family: str, root: Path) -> list[str]:
     return [f"task=sst2{'_mask' * (family in MASKED)}", f"data.root={root}", *sizes]
 
 
-@functools.cache  # composing takes longer than the runs
+@functools.cache
 def _composed(*overrides: str) -> dict[str, Any]:
     config, problems = compose(overrides)
     assert not problems

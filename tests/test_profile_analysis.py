@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def _predicted(model: str, optimizer: str, batch_size: int, length: int, **more:
     return _head("prediction", model, optimizer, batch_size, length) | sizes | more
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of a grid of which two cells are missing."""
     measured = [_measured(model, "zo_sgd", 16, length) for model in SIZES for length in (64, 256)]
     measured += [_measured("opt-1.3b", "zo_sgd", 16, 64, q=q) for q in (2, 4)]
@@ -74,11 +75,17 @@ def records(tmp_path: Path) -> Path:
     measured += [_measured("opt-125m", "adamw", 16, 64, status="failed", reason="RuntimeError: a | bar")]
     predicted = [_predicted(model, name, 16, n) for model in SIZES for name in ("zo_sgd", "adamw") for n in (64, 256)]
     predicted[-1] |= {"status": "unknown", "reason": "cannot be said", "peak_bytes": None}
-    folder = tmp_path / "records" / "profile"
-    folder.mkdir(parents=True)
+    folder = tmp_path_factory.mktemp("records") / "profile"
+    folder.mkdir()
     for name, rows in (("grid.jsonl", measured), ("grid.predicted.jsonl", predicted)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return tmp_path / "records"
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def pages(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables and figures of these rows."""
+    return _built(records, tmp_path_factory.mktemp("pages"))
 
 
 def _built(records: Path, out: Path) -> Path:
@@ -91,16 +98,16 @@ def _csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_same_rows_give_the_same_bytes(records: Path, tmp_path: Path) -> None:
-    first, second = _built(records, tmp_path / "a"), _built(records, tmp_path / "b")
+def test_the_same_rows_give_the_same_bytes(records: Path, pages: Path, tmp_path: Path) -> None:
+    first, second = pages, _built(records, tmp_path)
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert len(files) == 3 * 3 + 2 * 3
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_memory_stands_beside_a_forward_and_the_prediction(records: Path, tmp_path: Path) -> None:
-    tables = _built(records, tmp_path) / "tables"
+def test_memory_stands_beside_a_forward_and_the_prediction(pages: Path) -> None:
+    tables = pages / "tables"
     text = (tables / "memory.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| full | zo_sgd | 16x64 |"))
     peak, forward, over, said, error = (cell.strip() for cell in row.split("|")[4:9])
@@ -113,8 +120,8 @@ def test_memory_stands_beside_a_forward_and_the_prediction(records: Path, tmp_pa
     assert float(data["opt-13b-zo_sgd-16-64-1-gaussian"]["prediction_error"]) == pytest.approx(0.02, abs=1e-4)
 
 
-def test_throughput_says_the_floor_and_what_failed(records: Path, tmp_path: Path) -> None:
-    tables = _built(records, tmp_path) / "tables"
+def test_throughput_says_the_floor_and_what_failed(pages: Path) -> None:
+    tables = pages / "tables"
     text = (tables / "throughput.md").read_text()
     assert "full, adamw, 16x64: failed: RuntimeError: a \\| bar" in text
     assert "without CUDA graphs (RuntimeError: no graph): full adamw 8x128, full adamw 8x256" in text
@@ -126,8 +133,8 @@ def test_throughput_says_the_floor_and_what_failed(records: Path, tmp_path: Path
     assert data["opt-13b-adamw-8-128-1-None"]["floor_ms"] == ""
 
 
-def test_what_is_missing_is_said_with_the_command_that_measures_it(records: Path, tmp_path: Path) -> None:
-    tables = _built(records, tmp_path) / "tables"
+def test_what_is_missing_is_said_with_the_command_that_measures_it(pages: Path) -> None:
+    tables = pages / "tables"
     for name in ("memory", "throughput"):
         text = (tables / f"{name}.md").read_text()
         missing = text.partition("## Not run yet")[2]
@@ -136,8 +143,8 @@ def test_what_is_missing_is_said_with_the_command_that_measures_it(records: Path
         assert "    python -m runners.profile suite=grid\n" in missing
 
 
-def test_what_fits_is_the_smallest_card_for_the_predicted_peak(records: Path, tmp_path: Path) -> None:
-    text = (_built(records, tmp_path) / "tables" / "fits.md").read_text()
+def test_what_fits_is_the_smallest_card_for_the_predicted_peak(pages: Path) -> None:
+    text = (pages / "tables" / "fits.md").read_text()
     assert "| zo_sgd | 8 | 8 | 40 |" in text  # 2.142 x 13e9 bytes and 1 GiB
     assert "| adamw | 8 | 16 | 141 |" in text
     assert "| adamw | 8 | 16 | — |" in text  # not predicted at 16x256
@@ -147,8 +154,8 @@ def test_what_fits_is_the_smallest_card_for_the_predicted_peak(records: Path, tm
     assert card({"peak_bytes": 141 * 10**9}) is None
 
 
-def test_figures_have_their_numbers_beside_them(records: Path, tmp_path: Path) -> None:
-    figures = _built(records, tmp_path) / "figures"
+def test_figures_have_their_numbers_beside_them(pages: Path) -> None:
+    figures = pages / "figures"
     length = _csv(figures / "memory_by_length.csv")
     assert [(row["optimizer"], row["length"], row["status"]) for row in length] == [
         *(("adamw", n, status) for n, status in (("128", "completed"), ("256", "completed"), ("512", "oom"))),
@@ -167,11 +174,11 @@ def test_figures_have_their_numbers_beside_them(records: Path, tmp_path: Path) -
 
 
 def test_rows_that_cannot_be_read_are_named(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = records / "profile"
+    folder = Path(shutil.copytree(records, tmp_path / "records")) / "profile"
     (folder / "torn.jsonl").write_text(json.dumps(_measured("opt-125m", "sgd", 16, 64)) + '\n{"kind": "pro')
     (folder / "other.jsonl").write_text('{"kind": "run", "schema": 1}\n')
     (folder / "short.jsonl").write_text('{"kind": "profile", "schema": 1, "id": "x"}\n')
-    _built(records, tmp_path)
+    _built(folder.parent, tmp_path)
     said = capsys.readouterr().err
     assert "other.jsonl:1: no row of a profile" in said
     assert "short.jsonl:1: lacks suite, model" in said

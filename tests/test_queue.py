@@ -13,7 +13,7 @@ import conftest
 import pytest
 import torch
 from conftest import Lab, Ran
-from interpreted import DEVICE, elsewhere, here, in_a_process_of_its_own, interpreting  # first: before triton
+from interpreted import DEVICE, interpreting
 from test_contract import ZO_CASES, Course, Plain, Small, Stop, changed, flat, with_lr
 from torch import Tensor
 
@@ -32,11 +32,6 @@ N_STEP = 2
 LR = 1e-2
 FAILING = [("nan", case) for case in "zo_sgd zo_adam zo_sgd_block block-jacobi-q2 block-magnitude forward_grad".split()]
 FAILING += [("raises", case) for case in ("zo_sgd", "zo_sgd_block")]
-
-
-@elsewhere
-def test_in_a_process_of_its_own() -> None:
-    in_a_process_of_its_own(__file__)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +150,6 @@ def weights(course: Course) -> Tensor:
     return flat(course.module)
 
 
-@here
 def test_the_kernels_do_what_is_planned() -> None:
     """In Triton's interpreter, where the other tests sweep with numba."""
     both = [made("zo_sgd", planned, CudaEngine, zo_eps=0.1, lr=LR).steps(2) for planned in (False, True)]
@@ -167,7 +161,6 @@ def test_the_kernels_do_what_is_planned() -> None:
     assert torch.allclose(both[0].home(), flat(both[1].module), rtol=0.0, atol=1e-6)
 
 
-@here
 @pytest.mark.parametrize("case", ZO_CASES)
 def test_planned_steps_are_the_same_to_the_bit(case: str) -> None:
     both = [made(case, planned, zo_eps=0.1, **with_lr(case, LR)) for planned in (False, True)]
@@ -184,7 +177,6 @@ def test_planned_steps_are_the_same_to_the_bit(case: str) -> None:
     assert torch.equal(bits(both[0].home()), bits(both[1].home()))
 
 
-@here
 @pytest.mark.parametrize("case", ["zo_sgd", "zo_adam", "block-jacobi-q2"])
 @pytest.mark.parametrize("rounding", ["stochastic", "master"])
 def test_in_other_precisions_too(case: str, rounding: Any) -> None:
@@ -195,7 +187,6 @@ def test_in_other_precisions_too(case: str, rounding: Any) -> None:
     assert torch.equal(bits(weights(both[0])), bits(weights(both[1])))
 
 
-@here
 @pytest.mark.parametrize(("how", "case"), FAILING)
 def test_a_step_that_fails_never_was(how: str, case: str) -> None:
     """Whenever the host hears of it: the weights, the optimizer and the count of steps are those before the step."""
@@ -221,7 +212,6 @@ def test_a_step_that_fails_never_was(how: str, case: str) -> None:
     assert broken.optimizer.ledger.place != again
 
 
-@here
 def test_nothing_moves_between_a_broken_step_and_the_hosts_hearing_of_it() -> None:
     course = made("zo_sgd", True, zo_eps=0.1, lr=LR, weight_decay=0.0)
     course.objective.fail = 2, "nan"
@@ -238,7 +228,6 @@ def test_nothing_moves_between_a_broken_step_and_the_hosts_hearing_of_it() -> No
     assert torch.allclose(flat(course.module), flat(Small()).to(DEVICE), rtol=0.0, atol=1e-6)
 
 
-@here
 def test_the_host_does_not_wait() -> None:
     """Until its buffers are full, no loss is asked for; then those of the oldest step."""
     course = made("zo_sgd", True, zo_eps=0.1, lr=LR)
@@ -253,7 +242,6 @@ def test_the_host_does_not_wait() -> None:
     assert all(info.known for info in infos)
 
 
-@here
 def test_losses_slots_and_buffers_are_used_again() -> None:
     """More forwards than there are slots, and a plan that the first buffers have no room for."""
     course = made("zo_sgd", True, zo_eps=0.1, lr=LR, q=12)
@@ -302,7 +290,6 @@ def timeless(ran: Ran) -> list[dict[str, Any]]:
     ]
 
 
-@here
 @pytest.mark.skipif(DEVICE != "cpu", reason="a run on a GPU is planned anyway")
 @pytest.mark.parametrize(
     "overrides",
@@ -322,7 +309,6 @@ def test_a_planned_run_leaves_the_same_record(overrides: tuple[str, ...], both: 
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(planned.weights, plain.weights, strict=True))
 
 
-@here
 @pytest.mark.skipif(DEVICE != "cpu", reason="a run on a GPU is planned anyway")
 def test_a_planned_run_that_diverges_ends_at_the_same_step(both: Callable[..., tuple[Ran, Ran]]) -> None:
     plain, planned = both("optimizer=zo_sgd", "optimizer.lr=1e37", "budget.amount=60", "budget.n_eval=1")
@@ -380,7 +366,6 @@ def test_what_needs_a_value_waits_for_it(measured: Callable[[float], Measured]) 
     assert sum([measured(1.0), measured(2.0)]) == 3.0
 
 
-@here
 @pytest.mark.skipif(DEVICE != "cpu", reason="a run on a GPU is planned anyway")
 @pytest.mark.parametrize("optimizer", ["zo_sgd", "zo_adam"])
 def test_an_audit_makes_planned_steps_again(optimizer: str, both: Callable[..., tuple[Ran, Ran]], lab: Lab) -> None:

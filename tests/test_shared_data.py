@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from runners.compose import CONF, task_of
+from runners.compose import task_of
+from runners.composition import CONF
 from zobench.tasks import source
 from zobench.tasks.base import Example, Split, Task
 from zobench.tasks.encoding import encode

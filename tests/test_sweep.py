@@ -153,7 +153,7 @@ def _covered(found: suite.Suite, seen: set[str]) -> suite.Suite:
 
 @pytest.mark.parametrize("name", suite.names())
 def test_every_suite_composes_at_every_scale(name: str) -> None:
-    """Not every combination, since composing one takes a tenth of a second; of lab and smoke what is their own."""
+    """Not every combination: every override of it once, of lab and smoke those that are their own."""
     seen: set[str] = set()
     for scale in OmegaConf.load(suite.SUITES / f"{name}.yaml").scales:
         found, out = suite.load(name, scale)

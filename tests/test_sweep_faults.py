@@ -1,6 +1,6 @@
 """What goes wrong around a sweep: no record is lost or written twice, and a run that broke off ends as any other.
 
-Four kills here; `make faults` makes fifty.
+Two kills here; `make faults` makes fifty.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ SERVER = """
 import importlib, json, sys
 import torch
 
+warm, late = map(str.split, sys.argv[1:])
 touched = []
 def touch(what, answer):
     def asked(*_, **__):
@@ -34,33 +36,38 @@ torch.cuda._device_count_nvml = lambda: 1
 torch._C._cuda_getDeviceCount = touch("cudaGetDeviceCount", 1)
 torch._C._cuda_getCurrentRawStream = touch("stream", 0)
 torch.cuda._lazy_init = touch("cuInit", None)
-for name in sys.argv[1:]:
+for name in warm:
     importlib.import_module(name)
-print(json.dumps({
-    "imported": list(touched), "there": torch.cuda.is_available(), "asked": touched, "modules": list(sys.modules),
-}))
+said = {"modules": list(sys.modules), "imported": [*touched], "there": torch.cuda.is_available(), "asked": [*touched]}
+touched.clear()
+for name in late:
+    importlib.import_module(name)
+print(json.dumps({**said, "late": touched}))
 """
 
 
-def _server(*modules: str) -> dict[str, Any]:
-    ran = subprocess.run([sys.executable, "-c", SERVER, *modules], cwd=ROOT, capture_output=True, text=True, check=True)
-    said: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return said
+@pytest.fixture(scope="module")
+def said() -> dict[str, Any]:
+    """By such a server with what it imports and then, where it is installed, bitsandbytes."""
+    late = ["bitsandbytes"] if importlib.util.find_spec("bitsandbytes") else []
+    given = " ".join([*local.WARM, *local.WARM_WITH_GPU]), " ".join(late)
+    ran = subprocess.run([sys.executable, "-c", SERVER, *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
 
 
-def test_the_server_leaves_cuda_alone() -> None:
+def test_the_server_leaves_cuda_alone(said: dict[str, Any]) -> None:
     """Otherwise no process that it forks could use a GPU."""
-    said = _server(*local.WARM, *local.WARM_WITH_GPU)
     assert {"torch", "transformers.modeling_utils", "zobench.engine.cuda", "runners.execute"} <= set(said["modules"])
     assert said["imported"] == []
     assert said["there"]
     assert said["asked"] == ["cudaGetDeviceCount"]  # a run asks CUDA itself
 
 
-def test_what_looks_at_gpus_on_import_is_seen() -> None:
+def test_what_looks_at_gpus_on_import_is_seen(said: dict[str, Any]) -> None:
     """So that the test above can fail: bitsandbytes is why a server with GPUs does not import peft."""
     pytest.importorskip("bitsandbytes")
-    assert {"cudaGetDeviceCount", "cuInit"} <= set(_server("bitsandbytes")["imported"])
+    assert {"cudaGetDeviceCount", "cuInit"} <= set(said["late"])
 
 
 def test_a_library_that_asks_for_a_gpu_on_import_is_answered_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
