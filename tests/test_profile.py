@@ -23,7 +23,7 @@ from runners.profile_work import work_through
 from zobench.config import ConfigError
 from zobench.profile.published import PublishedStep
 from zobench.profile.rows import fixed
-from zobench.profile.timing import LEAST, SETTLED, pace
+from zobench.profile.timing import LEAST, SETTLED, lap
 from zobench.run import build
 from zobench.scoring import collate
 
@@ -47,9 +47,9 @@ def test_rows_of_masked_models_are_read_within() -> None:
 
 
 def test_what_is_slow_is_timed_less_often() -> None:
-    quick = pace(lambda: time.sleep(0.001), CPU, 3, 20, limit_s=5)
+    quick = lap(lambda: time.sleep(0.001), CPU, 3, 20, limit_s=5)
     calls = []
-    slow = pace(lambda: calls.append(time.sleep(0.02)), CPU, 9, 20, limit_s=0.05)
+    slow = lap(lambda: calls.append(time.sleep(0.02)), CPU, 9, 20, limit_s=0.05)
     assert quick.n == 20
     assert slow.n == LEAST
     assert len(calls) == LEAST + SETTLED  # these warm up
