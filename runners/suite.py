@@ -192,7 +192,7 @@ def _problems(suite: Mapping[str, Any]) -> list[str]:
 
 def _points(kind: list[str], search: bool, problems: list[str]) -> list[Point]:
     """The points of a kind; what is wrong goes to ``problems``."""
-    config, found = compose(kind)
+    config, found = compose(kind, of_many=True)
     if config is None or found:
         problems += found
         return []
