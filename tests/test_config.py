@@ -253,3 +253,32 @@ def test_every_grid_has_as_many_points(name: str) -> None:
     assert config is not None
     for scheme, grid in config["optimizer"].get("search", {}).items():
         assert math.prod(len(values) for values in grid.values()) == 4, scheme
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=opt-125m", "task=sst2", "task.k_shot=16", "task.n_train=null", "scheme=lora", "scheme.r=4", "seed=3"],
+        ["task=toy_mask", "task.data_seed=${seed}", "model=roberta-lab", "optimizer=zo_adam", "optimizer.lr=1e-5"],
+        [
+            "data.root=elsewhere",
+            "task=copa",
+            "+optimizer.blocks=all",
+            "budget=steps",
+            "budget.amount=7",
+            "out=results/x",
+        ],
+        ["model.path=folder/${model.name}", "scheme=lora", "model=llama-lab", "precision=bf16"],
+        ["optimizer=hybrid", "optimizer@optimizer.first=adamw", "task=copa"],
+    ],
+)
+def test_a_config_is_the_same_when_its_groups_are_composed_apart(overrides: list[str]) -> None:
+    whole, problems = compose(overrides)
+    apart, same = compose(overrides, of_many=True)
+    assert problems == same
+    assert str(whole) == str(apart)  # in the same order, too
+
+
+@pytest.mark.parametrize("wrong", ["scheme.r=ten", "modle=tiny", "seed=no", "optimizer.lrr=1", "task.root=${data.rot}"])
+def test_what_is_wrong_is_told_the_same_when_groups_are_composed_apart(wrong: str) -> None:
+    assert compose(["scheme=lora", wrong])[1] == compose(["scheme=lora", wrong], of_many=True)[1]
