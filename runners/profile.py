@@ -124,6 +124,8 @@ def _fill(
             file.flush()
             print(line(row), flush=True)
 
+        if missing and not predicts:
+            print("a step's ms (in forwards and backwards + in sweeps + elsewhere), overhead: over two bare forwards")
         work = predicted if predicts else measured
         lost, left = work_through(settings, missing, work, workers, budget_s, _refused, done)
     over = math.isfinite(budget_s) and bool(left)

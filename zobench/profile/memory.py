@@ -104,7 +104,8 @@ def _sayable() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what wants values where there are none fails in any way it likes
-        raise ValueError(f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}") from error
+        why = f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}"
+        raise ValueError(f"torch cannot make such a step on tensors without values ({why})") from error
 
 
 class _Watched(Scorer):
