@@ -143,8 +143,8 @@ def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, s
         batch = variants.said(f"batch {done[0]['batch_size']}, {done[0]['hardware']}", choice.variant)
         add(method, scheme, "memory_gb", done[0], peak, f"{peak:.1f} ({batch})")
         steps = [r["train_s"] / r["n_step"] for r in done if r["status"] == COMPLETED and r["n_step"] > 0]
-        pace = median(steps) if steps else math.nan
-        add(method, scheme, "seconds_per_step", done[0], pace, f"{pace:.3f} ({batch})")
+        seconds = median(steps) if steps else math.nan
+        add(method, scheme, "seconds_per_step", done[0], seconds, f"{seconds:.3f} ({batch})")
     return found
 
 

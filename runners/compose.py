@@ -13,33 +13,18 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch.optim import Optimizer
 
 from runners import schema
 from runners.composition import CONF, composed, parsed
 from runners.device import device_of
-from zobench.budget import Budget
-from zobench.config import ConfigError, bind, locate, nearest, parameters, unknown, value_problem
+from runners.targets import arguments_of, kind_problem, without_ours
+from zobench.config import ConfigError, bind, locate, nearest, unknown
 from zobench.identity import OFF
-from zobench.models import LanguageModel
-from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
-from zobench.optim.nodes import OF_FIRST_ORDER, arguments_of_optimizer, unfit_for, with_plain_parts, wrapped
-from zobench.precision import Precision
+from zobench.optim.nodes import arguments_of_optimizer, unfit_for, with_plain_parts
 from zobench.run import RunSpec
-from zobench.schedules import Schedule
-from zobench.schemes.base import Scheme
 from zobench.tasks.base import Task
 
-KINDS: dict[str, type] = {
-    "model": LanguageModel,
-    "task": Task,
-    "scheme": Scheme,
-    "optimizer": Optimizer,
-    "precision": Precision,
-    "schedule": Schedule,
-    "budget": Budget,
-}
 # On import it says which of its CPU kernels another package would replace, once peft or an optimizer imports it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 HYBRID = f"{Hybrid.__module__}.{Hybrid.__qualname__}"
@@ -146,12 +131,12 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
         if target is None:
             problems.append(f"{group}: has no _target_, so nothing says what it is")
             continue
-        if problem := _kind_problem(group, target):
+        if problem := kind_problem(group, target):
             problems.append(problem)
             continue
-        arguments = arguments_of_optimizer(node) if group == "optimizer" else _arguments(target, node)
+        arguments = arguments_of_optimizer(node) if group == "optimizer" else arguments_of(target, node)
         if group == "optimizer":
-            arguments, found = _without_ours(target, arguments)
+            arguments, found = without_ours(target, arguments)
             problems += found
         found = bind(group, target, arguments, GIVEN if group == "optimizer" else ())
         if found and target == HYBRID:  # whatever is wrong with itself: all problems of its parts, too
@@ -175,40 +160,6 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
         device=device, config=config,
     )  # fmt: skip
     return spec, problems + spec.problems()
-
-
-def _without_ours(target: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Arguments of an optimizer without those that `FirstOrder` takes for it, and what is wrong with these; one that
-    cannot be imported is left to `bind`."""
-    try:
-        if not wrapped(locate(target)):
-            return arguments, []
-    except (ImportError, AttributeError, ValueError):
-        return arguments, []
-    hints = parameters(FirstOrder)
-    values = {key: arguments[key] for key in OF_FIRST_ORDER if key in arguments}
-    problems = [p for key, value in values.items() if (p := value_problem(f"optimizer.{key}", value, hints[key][0]))]
-    return {key: value for key, value in arguments.items() if key not in values}, problems
-
-
-def _kind_problem(group: str, target: str) -> str | None:
-    """Why a target is not of its group's class; one that cannot be imported is left to `bind`."""
-    try:
-        found = locate(target)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    kind = KINDS[group]
-    fits = isinstance(found, type) and issubclass(found, kind)
-    return None if fits else f"{group}._target_={target}: must be a subclass of {kind.__module__}.{kind.__name__}"
-
-
-def _arguments(target: str, node: dict[str, Any]) -> dict[str, Any]:
-    """A node without its name, where the target does not ask for one."""
-    try:
-        asked = parameters(locate(target))
-    except (ImportError, AttributeError, ValueError):
-        return node
-    return {key: value for key, value in node.items() if key != "name" or "name" in asked}
 
 
 def _text(override: Override) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.mezo_svrg import MeZOSVRG
 from zobench.optim.nodes import wrapped
-from zobench.pace import Pace, cost_of
 from zobench.run import Bench, RunSpec
+from zobench.spending import Spending, cost_of
 
 Row = dict[str, Any]
 SVRG = f"{MeZOSVRG.__module__}.{MeZOSVRG.__qualname__}"
@@ -82,10 +82,10 @@ def of_steps(rows: list[Row], bench: Bench) -> list[str]:
             f"{optimizer.forwards_per_step:g}"
         )
     n_full = math.ceil(len(bench.data["train"]) / bench.spec.batch_size)
-    pace, least, most = Pace(bench.spec.budget, rows, bench.meter.cost), 0.0, 0.0
+    spending, least, most = Spending(bench.spec.budget, rows, bench.meter.cost), 0.0, 0.0
     for step in range(end["n_step"]):
         optimizer.n_step, costs = step, list[float]()
-        for progress in set(pace.progress(step)):
+        for progress in set(spending.progress(step)):
             optimizer.progress = progress
             costs += optimizer.forwards_between(n_full)
         least, most = least + min(costs), most + max(costs)

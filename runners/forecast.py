@@ -16,7 +16,8 @@ import torch
 
 from runners import lengths, step_time
 from runners.glance import Glance
-from runners.step_memory import Step, StepMemory, step_of
+from runners.positions import positions
+from runners.step_memory import Step, StepMemory
 from runners.step_time import StepTime, Work
 from zobench.config import ConfigError
 from zobench.models import ModelError
@@ -81,7 +82,7 @@ class Forecast:
         """Of one run."""
         key = _kind(spec)
         if key not in self._steps:
-            self._steps[key] = _or_none(lambda: step_of(spec))
+            self._steps[key] = _or_none(lambda: self._memory.step(spec))
         step = self._steps[key]
         rows = _or_none(lambda: self._rows(spec))
         n_byte, length = self._bytes(spec, step, rows)
@@ -156,10 +157,7 @@ class Forecast:
         Raises:
             ModelError: the model's limit is not known here.
         """
-        node = spec.config["model"]
-        shape = node.get("architecture") if node["path"] is None else None
-        of_model = shape["max_position_embeddings"] if shape else spec.model.load_tokenizer()[1]
-        limit = spec.task.max_length(of_model - spec.scheme.n_virtual)
+        limit = spec.longest_row(positions(spec))
         known = self._lengths.get(spec.task.name)
         if known is None:
             return Rows(1, limit, limit, limit)

@@ -33,7 +33,7 @@ from typing import Any
 
 from runners.compose import check, compose
 from runners.local import gpus
-from runners.profile_cell import line, measured, predicted
+from runners.profile_cell import line, measured, predicted, too_long
 from runners.profile_suite import Cell, Profile, cells_of, chosen, load, names
 from runners.profile_work import work_through
 from zobench.config import ConfigError, nearest
@@ -124,6 +124,8 @@ def _fill(
             file.flush()
             print(line(row), flush=True)
 
+        if missing and not predicts:
+            print("a step's ms (in forwards and backwards + in sweeps + elsewhere), overhead: over two bare forwards")
         work = predicted if predicts else measured
         lost, left = work_through(settings, missing, work, workers, budget_s, _refused, done)
     over = math.isfinite(budget_s) and bool(left)
@@ -140,7 +142,8 @@ def _ends_in_newline(path: Path) -> bool:
 def _refused(cell: Cell) -> bool:
     """Whether the cell is a combination that no run can have, which is said."""
     config, problems = compose(cell.overrides)
-    problems += check(config)[1] if config is not None else []
+    spec, more = check(config) if config is not None else (None, [])
+    problems += more or (too_long(cell, spec) if spec is not None else [])
     for problem in problems:
         print(f"left out: {cell}: {problem}", file=sys.stderr)
     return bool(problems)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from runners.compose import spec_of
+from runners.positions import positions
 from runners.profile_suite import Cell, Profile
 from zobench import provenance
 from zobench.models import ModelError
@@ -56,6 +57,20 @@ def predicted(profile: Profile, cell: Cell) -> Row:
         return {**row, "status": "unknown", "reason": _reason(error)}
     sizes = {"weight_bytes": said.weights, "state_bytes": said.states, "peak_bytes": said.peak}
     return {**row, "status": "completed", "reason": None, **sizes}
+
+
+def too_long(cell: Cell, spec: RunSpec) -> list[str]:
+    """Why the model has no room for rows of the cell's length; nothing where its limit cannot be had, which measuring
+    says."""
+    try:
+        limit = positions(spec)
+    except ModelError:
+        return []
+    most = spec.room_for_row(limit)
+    if cell.length <= most:
+        return []
+    taken = f", {spec.scheme.n_virtual} of them before a row" if spec.scheme.n_virtual else ""
+    return [f"length={cell.length}: model={spec.model.name} takes {limit:,} tokens{taken}; must be at most {most}"]
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -12,8 +12,10 @@ Exit codes: 0 confirmed, 1 not confirmed or not possible, 2 the command or confi
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.compose import compose, spec_from
+from runners.composition import CONF
 from runners.execute import hush
 from runners.schema import GROUPS
 from zobench.config import ConfigError
@@ -33,6 +36,7 @@ from zobench.tasks.base import DataError
 
 TRUSTED = r"(zobench|torch\.optim)(\.\w+)+"  # what a record may name as a _target_: its config is data, not code
 PLACES = ("model.path", "data.root", "task.root", "device", "eval_batch_size")
+MODEL = "${model.name}"  # in a place, stands for the record's
 MODES = ("exact", "ideal")
 
 
@@ -129,9 +133,7 @@ def config_of(recorded: dict[str, Any], path: Path, places: list[str]) -> dict[s
     assert defaults is not None
     later = {key: value for key, value in defaults.items() if key not in GROUPS}
     config = OmegaConf.create({**later, **recorded})
-    name = str(OmegaConf.select(config, "model.name"))
-    if re.fullmatch(r"\w[\w.-]*", name):  # of a stranger's, too: no way out of the folder
-        places = [text.replace("${model.name}", name) for text in places]
+    places = [_named(place, recorded) for place in places]
     try:
         config.merge_with_dotlist(places)
         if root := [text for text in places if text.startswith("data.root=")]:
@@ -144,9 +146,26 @@ def config_of(recorded: dict[str, Any], path: Path, places: list[str]) -> dict[s
     assert isinstance(resolved, dict)
     found: dict[str, Any] = {str(key): value for key, value in resolved.items()}
     for where, target in _targets(found):
-        if not re.fullmatch(TRUSTED, str(target)):
-            raise RecordError(f"{path}: {where}._target_={target} is not part of zobench or torch.optim; not run")
+        chosen = where.split(".")[0] == "optimizer"
+        if not re.fullmatch(TRUSTED, str(target)) and not (chosen and target in _of_conf()):
+            unnamed = ", and no yaml of conf/optimizer names it" if chosen else ""
+            raise RecordError(
+                f"{path}: {where}._target_={target} is not part of zobench or torch.optim{unnamed}; not run"
+            )
     return found
+
+
+def _named(place: str, recorded: Mapping[str, Any]) -> str:
+    """A place with the record's name of the model in it, where it asks for that: a name, and never a path."""
+    name = recorded["model"].get("name") if isinstance(recorded.get("model"), Mapping) else None
+    return place.replace(MODEL, name) if isinstance(name, str) and re.fullmatch(r"\w[\w.+-]*", name) else place
+
+
+@functools.cache
+def _of_conf() -> frozenset[str]:
+    """Classes that conf/optimizer names; some are of other libraries."""
+    yamls: list[Any] = [OmegaConf.load(path) for path in (CONF / "optimizer").glob("[!_]*.yaml")]
+    return frozenset(str(node["_target_"]) for node in yamls)
 
 
 def _targets(node: Any, where: str = "config") -> list[tuple[str, Any]]:

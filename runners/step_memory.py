@@ -13,17 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from runners.compose import spec_from
 from zobench.layers import Layers
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.forward_grad import ForwardGrad
 from zobench.outline import outline
+from zobench.profile import memory
 from zobench.profile.memory import WORKSPACE, predict
 from zobench.run import RunSpec, make_optimizer, state_bytes
 from zobench.tasks.encoding import Encoded
 
 DEPTHS = (2, 4)  # layers of the shallow models
+NAMES = ("name", "hub", "revision", "weights", "chat_template")  # of a model whose shape its yaml says
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,11 @@ class _Built:
     optimizer: Any
 
 
-def step_of(spec: RunSpec) -> Step:
+def step_of(spec: RunSpec, model: nn.Module | None = None) -> Step:
     """Of a run; no weight is loaded.
+
+    Args:
+        model: its outline, where that is there.
 
     Raises:
         ConfigError, ModelError: the model's shape is not known here.
@@ -55,7 +62,7 @@ def step_of(spec: RunSpec) -> Step:
     from runners.execute import hush
 
     hush()
-    model = outline(without_hub(spec))
+    model = outline(without_hub(spec)) if model is None else model
     optimizer = make_optimizer(spec, model, len(Layers(model)))
     weights = list(model.parameters())
     trained = [p for p in weights if p.requires_grad]
@@ -88,10 +95,19 @@ class _Beyond:
 
 
 class StepMemory:
-    """Peaks of steps; those of one kind are predicted once."""
+    """Steps and their peaks; what several of them share is made once."""
 
     def __init__(self) -> None:
+        self._outlines: dict[str, nn.Module] = {}
         self._beyond: dict[str, _Beyond] = {}
+        self._kept: dict[str, int] = {}  # of the most shallow models
+
+    def step(self, spec: RunSpec) -> Step:
+        """See `step_of`, which says what it raises."""
+        key = _shape(spec, ("scheme", "precision"))
+        if key not in self._outlines:
+            self._outlines[key] = outline(without_hub(spec))
+        return step_of(spec, self._outlines[key])
 
     def peak(self, spec: RunSpec, step: Step, rows: Sequence[Encoded]) -> int:
         """Bytes at most within a step on a minibatch of ``rows``, as `memory.predict` has them.
@@ -106,20 +122,21 @@ class StepMemory:
             return predict(without_hub(spec), rows).peak
         key = _key(spec, step.optimizer, rows)
         if key not in self._beyond:
-            self._beyond[key] = _beyond(spec, rows, first)
+            self._beyond[key] = self._found(spec, rows, first)
         found = self._beyond[key]
         kept = found.kept + found.growth * (n_layer - DEPTHS[-1])
         return int(_held(spec, step, kept) + found.passing) + (2 if first else 1) * WORKSPACE
 
-
-def _beyond(spec: RunSpec, rows: Sequence[Encoded], first: bool) -> _Beyond:
-    kept: list[float] = []
-    for n_layer in DEPTHS if first else DEPTHS[-1:]:
-        shallow = without_hub(spec, n_layer)
+    def _found(self, spec: RunSpec, rows: Sequence[Encoded], first: bool) -> _Beyond:
+        shallow = without_hub(spec, DEPTHS[-1])
         said, step = predict(shallow, rows), step_of(shallow)
-        kept.append(said.kept if first else 0)
-    growth = (kept[-1] - kept[0]) / (DEPTHS[-1] - DEPTHS[0])
-    return _Beyond(kept[-1], growth, said.tensors - _held(spec, step, kept[-1]))
+        if not first:
+            return _Beyond(0.0, 0.0, said.tensors - _held(spec, step, 0.0))
+        key = _key(spec, None, rows)
+        if key not in self._kept:
+            self._kept[key] = memory.kept(without_hub(spec, DEPTHS[0]), rows)
+        growth = (said.kept - self._kept[key]) / (DEPTHS[-1] - DEPTHS[0])
+        return _Beyond(said.kept, growth, said.tensors - _held(spec, step, said.kept))
 
 
 def _held(spec: RunSpec, step: Step, kept: float) -> float:
@@ -134,8 +151,16 @@ def _held(spec: RunSpec, step: Step, kept: float) -> float:
 def _key(spec: RunSpec, optimizer: Any, rows: Sequence[Encoded]) -> str:
     """What the peak beyond the states depends on."""
     shape = len(rows[0].prompt_ids), [len(option) for option in rows[0].option_ids]
-    told = [spec.config[name] for name in ("model", "scheme", "precision", "loss", "batch_size", "micro_batch_size")]
+    told = _shape(spec, ("scheme", "precision", "loss", "batch_size", "micro_batch_size"))
     kind = "forwards"
     if isinstance(optimizer, FirstOrder | ForwardGrad):
         kind = spec.config["optimizer"]["name"]
-    return json.dumps([*told, kind, shape], sort_keys=True)
+    return json.dumps([told, kind, shape])
+
+
+def _shape(spec: RunSpec, names: Sequence[str]) -> str:
+    """The model as far as its shape goes, which several models share, and what the config says under these names."""
+    node = spec.config["model"]
+    unshaped = NAMES if node.get("architecture") is not None and node["path"] is None else ()
+    model = {key: value for key, value in node.items() if key not in unshaped}
+    return json.dumps([model, *(spec.config[name] for name in names)], sort_keys=True)

@@ -18,8 +18,8 @@ from runners.compose import compose
 from zobench.again import Again
 from zobench.audit import audit
 from zobench.identity import digest
-from zobench.pace import Pace
 from zobench.run import RunSpec, build
+from zobench.spending import Spending
 from zobench.trajectory import apply, read
 
 Row = dict[str, Any]
@@ -171,7 +171,7 @@ def _assert_memory_is_known(spec: RunSpec, ran: Ran) -> None:
     assert ran.bench is not None
     kept = ran.bench.optimizer.memory
     bench = build(spec)
-    again = Again(bench, Pace(bench.spec.budget, ran.rows, bench.meter.cost), 1.0)
+    again = Again(bench, Spending(bench.spec.budget, ran.rows, bench.meter.cost), 1.0)
     for entry in read(ran.trajectory)[1]:
         if not entry.evaluation:
             (again.make if entry.step == 1 else again.pass_by)(entry.ops)
@@ -198,7 +198,7 @@ def test_a_step_made_again_leaves_the_replay_as_it_was(case: str, lab: Lab) -> N
     ends = []
     for made in (False, True):
         bench = build(lab.spec(*course))
-        again = Again(bench, Pace(bench.spec.budget, ran.rows, bench.meter.cost), 1.0)
+        again = Again(bench, Spending(bench.spec.budget, ran.rows, bench.meter.cost), 1.0)
         for entry in read(ran.trajectory)[1]:
             if not entry.evaluation:
                 (again.make if made or entry.step == 1 else again.pass_by)(entry.ops)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from runners import lengths, step_time
+from runners import lengths, step_memory, step_time
 from runners.compose import spec_of
 from runners.step_memory import StepMemory, step_of
 from runners.step_time import StepTime
 from zobench.profile.memory import predict
 from zobench.profile.rows import fixed
+from zobench.run import RunSpec
 
 ROWS = step_time.read(Path(__file__).parents[1] / "results/profile")
 SMALL = ["model=opt-125m", "model.weights=random", "task=toy"]
@@ -91,3 +92,28 @@ def test_lengths_are_those_of_minibatches(tmp_path: Path) -> None:
     lengths.write(tmp_path / "lengths.csv", {"toy": found})
     assert lengths.read(tmp_path / "lengths.csv") == {"toy": found}
     assert lengths.read(tmp_path / "none.csv") == {}
+
+
+def test_models_of_one_shape_and_optimizers_of_one_forward_share_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shared is what each of them has alone, to rounding of the allocator."""
+    made: list[str] = []
+
+    def counted(spec: RunSpec, rows: Any) -> Any:
+        made.append(f"{spec.model.name} {spec.config['optimizer']['name']}")
+        return predict(spec, rows)
+
+    def costs(memory: StepMemory, spec: RunSpec) -> tuple[int, int]:
+        step = memory.step(spec)
+        return memory.peak(spec, step, fixed(spec.batch_size, 64, 2, 1)), step.state_bytes
+
+    monkeypatch.setattr(step_memory, "predict", counted)
+    asked = [(f"model.name={name}", f"optimizer={optimizer}") for name in ("one", "other")
+             for optimizer in ("sgd", "adam", "zo_sgd", "zo_adam")]  # fmt: skip
+    specs = [spec_of([*SMALL, *NARROW, *each]) for each in asked]
+    shared = StepMemory()
+    together = [costs(shared, spec) for spec in specs]
+    assert made == ["one sgd", "one adam", "one zo_sgd"]
+    for shares, spec in zip(together, specs, strict=True):
+        assert shares == pytest.approx(costs(StepMemory(), spec), rel=1e-3)
+    assert together[:4] == together[4:]
+    assert len(set(together[:4])) == 4

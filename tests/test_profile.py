@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from omegaconf import OmegaConf
 from analysis.profile_rows import read
 from runners import profile, profile_suite, profile_work
 from runners.compose import spec_of
-from runners.profile_cell import line, measured, predicted
+from runners.profile_cell import line, measured, predicted, too_long
 from runners.profile_suite import Cell, Profile, cells_of, chosen
 from runners.profile_work import work_through
 from zobench.config import ConfigError
 from zobench.profile.published import PublishedStep
 from zobench.profile.rows import fixed
-from zobench.profile.timing import LEAST, SETTLED, pace
+from zobench.profile.timing import LEAST, SETTLED, lap
 from zobench.run import build
 from zobench.scoring import collate
 
@@ -47,9 +48,9 @@ def test_rows_of_masked_models_are_read_within() -> None:
 
 
 def test_what_is_slow_is_timed_less_often() -> None:
-    quick = pace(lambda: time.sleep(0.001), CPU, 3, 20, limit_s=5)
+    quick = lap(lambda: time.sleep(0.001), CPU, 3, 20, limit_s=5)
     calls = []
-    slow = pace(lambda: calls.append(time.sleep(0.02)), CPU, 9, 20, limit_s=0.05)
+    slow = lap(lambda: calls.append(time.sleep(0.02)), CPU, 9, 20, limit_s=0.05)
     assert quick.n == 20
     assert slow.n == LEAST
     assert len(calls) == LEAST + SETTLED  # these warm up
@@ -301,3 +302,41 @@ def test_a_gpu_is_clean_before_each_cell(taken: int, monkeypatch: pytest.MonkeyP
         said = ours.recv()
         assert said.row["id"] == cell.id
     assert not said.asks
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "scheme", "limit", "most"),
+    [
+        ("roberta-large", "toy_mask", "full", 512, 512),  # of 514 positions two are for padding
+        ("roberta-large", "toy_mask", "prompt", 512, 496),  # behind 10 tokens, and rows are padded to eight
+        ("opt-125m", "toy", "prefix", 2048, 2040),
+        ("tiny", "toy", "full", 128, 128),
+    ],
+)
+def test_rows_that_a_model_has_no_room_for_are_left_out(
+    model: str, task: str, scheme: str, limit: int, most: int
+) -> None:
+    weights = [] if model == "tiny" else ["model.weights=random"]
+    overrides = (f"model={model}", f"task={task}", f"scheme={scheme}", *weights)
+    spec = spec_of(overrides)
+    assert too_long(Cell(overrides, most), spec) == []
+    (problem,) = too_long(Cell(overrides, most + 1), spec)
+    taken = f", {spec.scheme.n_virtual} of them before a row" if spec.scheme.n_virtual else ""
+    assert problem == f"length={most + 1}: model={model} takes {limit:,} tokens{taken}; must be at most {most}"
+
+
+@pytest.mark.parametrize("how", ["dry_run=true", "predict=true", "device=cpu"])
+def test_rows_that_are_too_long_are_said_before_a_cell_is_made(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = replace(SETTINGS, common=TINY, grids=[{"length": [128, 136]}])
+    monkeypatch.setattr(profile, "_asked", lambda _: settings)
+    assert profile.profile([how, f"out={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("left out: ")
+    assert said.err.endswith(" length=136: length=136: model=tiny takes 128 tokens; must be at most 128\n")
+    if how != "dry_run=true":
+        (path,) = tmp_path.glob("*.jsonl")
+        assert [(row["length"], row["status"]) for row in map(json.loads, path.read_text().splitlines())] == [
+            (128, "completed")
+        ]

@@ -6,13 +6,15 @@ import gzip
 import json
 import os
 import pickle
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Cli, make_submission, rewrite
 
+import zobench
 from analysis.load import load
 from runners import judge, submit, untrusted
 
@@ -28,11 +30,11 @@ def _mark(record: Path) -> Path:
     return record.with_name(record.name.replace(".jsonl", ".verified.json"))
 
 
-def _refusal(record: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def _refusal(record: Path, capsys: pytest.CaptureFixture[str], places: Sequence[str] = ("device=cpu",)) -> str:
     """What a check says, which must refuse and leave no verification."""
     capsys.readouterr()
     try:
-        assert submit.check(record.parent, ["device=cpu"]) == 1
+        assert submit.check(record.parent, [*places]) == 1
     except untrusted.Refused as refused:
         return str(refused)
     assert not _mark(record).exists()
@@ -80,6 +82,26 @@ def test_without_a_trajectory_nothing_is_verified(record: Path, capsys: pytest.C
     assert submit.check(record.parent, ["device=cpu"]) == 1
     assert f"within the protocol, not verified: {record.name} (no trajectory" in capsys.readouterr().out
     assert load([record]).runs["verified"].tolist() == [False]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_first_order_runs_are_held_to_the_rules(
+    optimizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever library their optimizer is of: conf/optimizer names it."""
+    record = make_submission(tmp_path / "runs", f"optimizer={optimizer}")
+    assert submit.check(record, ["device=cpu"]) == 1
+    assert f"within the protocol, not verified: {record.name} (no trajectory" in capsys.readouterr().out
+    rewrite(record, lambda rows: rows[-1].update(n_forward=rows[-1]["n_forward"] + 1))
+    assert "forwards" in _refusal(record, capsys)
+
+
+def test_a_place_may_stand_for_several_models(record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(Path(zobench.__file__).parent / "assets/tiny", tmp_path / "models/tiny")
+    places = [f"model.path={tmp_path}/models/${{model.name}}", "device=cpu"]
+    assert submit.check(record, places) == 0
+    rewrite(record, lambda rows: _config(rows, "model", name="../models/tiny"))
+    assert "models/${model.name}: no such folder" in _refusal(record, capsys, places)
 
 
 def test_the_command(record: Path, tmp_path: Path, cli: Cli) -> None:
@@ -137,6 +159,8 @@ def _choose_another(rows: list[Row]) -> None:
         (lambda rows: _config(rows, "optimizer", _target_="zobench.optim.zo_sgd.ZOSGD.x y"), "is not part of"),
         (lambda rows: _config(rows, "optimizer", x={"_target_": "builtins.eval"}), "optimizer.x._target_=builtins"),
         (lambda rows: _config(rows, "optimizer", _target_="torch.optim.sgd.os.system"), "_target_"),
+        (lambda rows: _config(rows, "optimizer", _target_="bitsandbytes.optim.LAMB"), "no yaml of conf/optimizer"),
+        (lambda rows: _config(rows, "scheme", _target_="bitsandbytes.optim.AdamW8bit"), "is not part of"),
         (lambda rows: _config(rows, "model", hub="evil/model"), "model.hub='evil/model': conf/model/tiny.yaml"),
         (lambda rows: _config(rows, "task", _target_="zobench.tasks.classify.SentenceClassification"), "task"),
         (lambda rows: rows[0]["config"].update(optimizer="zo_sgd"), "config"),

@@ -25,8 +25,8 @@ from zobench.engine.ops import Commit, Op
 from zobench.forward_mode import Tangent
 from zobench.objective import Objective
 from zobench.optim.base import ZOOptimizer
-from zobench.pace import Pace
 from zobench.run import Bench
+from zobench.spending import Spending
 
 # How far a loss of about 1 may be off, by what matrices are multiplied in: three to ten times what was measured on H200
 # records made again on a CPU, see docs/leaderboard.md.
@@ -110,16 +110,16 @@ class Again:
 
     Args:
         bench: its optimizer's weights are where the replay is.
-        pace: says the share of the budget spent before each step.
+        spending: says the share of the budget spent before each step.
         slope: how large the run's slopes are, see `slope_of`; what derivatives are compared by.
 
     ``differences``: one line for each step that comes out another. ``n_telling``: steps whose updates are larger than
     what rounding can do to them, so that another lr would have been seen.
     """
 
-    def __init__(self, bench: Bench, pace: Pace, slope: float) -> None:
+    def __init__(self, bench: Bench, spending: Spending, slope: float) -> None:
         assert isinstance(bench.optimizer, ZOOptimizer)
-        self._bench, self.pace = bench, pace
+        self._bench, self.spending = bench, spending
         self.optimizer = bench.optimizer
         self._base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.differences: list[str] = []
@@ -132,14 +132,14 @@ class Again:
         Raises:
             ValueError: they are not those of a step of this optimizer.
         """
-        self._set(self.pace.progress(self.optimizer.n_step)[1])
+        self._set(self.spending.progress(self.optimizer.n_step)[1])
         self.optimizer.recall(ops)
 
     def make(self, ops: Sequence[Op]) -> None:
         """The replay is about to make the next step: make it, take it back, and compare with its ``ops``. Its memory is
         then as this step leaves it."""
         optimizer, step = self.optimizer, self.optimizer.n_step
-        least, progress, most = self.pace.progress(step)
+        least, progress, most = self.spending.progress(step)
         known = dict(optimizer.memory)
         with self._taken_back():
             self._set(progress)

@@ -10,10 +10,10 @@ from typing import Any
 
 from zobench.again import Again, slope_of
 from zobench.optim.base import ZOOptimizer
-from zobench.pace import Pace
 from zobench.record import RecordError, evals_of, read_rows
 from zobench.replay import Confirmation, check_tensors, differences, ledger_of, recorded
 from zobench.run import Bench
+from zobench.spending import Spending
 from zobench.tasks.base import Split
 from zobench.trajectory import SUFFIX, apply, read
 
@@ -43,8 +43,9 @@ def audit(bench: Bench, path: Path, seed: int | None = None) -> Confirmation:
     said[("test", record.chosen_step)] = record.metrics["test"]
     found: dict[tuple[Split, int], dict[str, float]] = {}
     slope = slope_of((op for entry in entries for op in entry.ops), bench.optimizer.lr)
-    again = Again(bench, Pace(bench.spec.budget, rows, bench.meter.cost), slope)
-    drawn = _drawn(again.optimizer, again.pace, last, random.SystemRandom() if seed is None else random.Random(seed))
+    again = Again(bench, Spending(bench.spec.budget, rows, bench.meter.cost), slope)
+    draw = random.SystemRandom() if seed is None else random.Random(seed)
+    drawn = _drawn(again.optimizer, again.spending, last, draw)
     for entry in entries:
         if not entry.evaluation:
             (again.make if entry.step - 1 in drawn else again.pass_by)(entry.ops)
@@ -64,13 +65,13 @@ def audit(bench: Bench, path: Path, seed: int | None = None) -> Confirmation:
     return Confirmation(chosen, [*wrong, *again.differences], sorted(step + 1 for step in drawn), again.n_telling)
 
 
-def _drawn(optimizer: ZOOptimizer, pace: Pace, n_step: int, draw: random.Random) -> set[int]:
+def _drawn(optimizer: ZOOptimizer, spending: Spending, n_step: int, draw: random.Random) -> set[int]:
     """The steps to make again, counted from 0: none whose lr hangs on losses that no trajectory keeps (annealing), nor
     whose forwards hang on a share of the budget that is not known well enough (a number of directions that grows)."""
 
     def steady(step: int) -> bool:
         forwards = set()
-        for progress in pace.progress(step):
+        for progress in spending.progress(step):
             optimizer.progress = progress
             forwards.add(optimizer.forwards_per_step)
         return len(forwards) == 1

@@ -135,9 +135,13 @@ class RunSpec:
 
     def longest_row(self, limit: int) -> int:
         """Tokens that a row may have, of a model that takes ``limit``."""
+        return self.task.max_length(self.room_for_row(limit))
+
+    def room_for_row(self, limit: int) -> int:
+        """Tokens of a row that a model which takes ``limit`` has room for, whatever the task allows."""
         # A multiple of PAD_TO, as rows are padded to one: behind virtual tokens, padding must not go beyond the table
         # of positions either, which learned positions have.
-        return self.task.max_length((limit - self.scheme.n_virtual) // PAD_TO * PAD_TO)
+        return (limit - self.scheme.n_virtual) // PAD_TO * PAD_TO
 
     @property
     def run_id(self) -> str:

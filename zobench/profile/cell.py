@@ -18,7 +18,7 @@ from zobench.optim.hybrid import Hybrid
 from zobench.profile.bandwidth import copy_gb_per_s
 from zobench.profile.published import PublishedStep
 from zobench.profile.rows import fixed
-from zobench.profile.timing import LEAST, Stopwatch, Times, pace, repeat
+from zobench.profile.timing import LEAST, Stopwatch, Times, lap, repeat
 from zobench.run import Bench, state_bytes
 from zobench.scoring import Batch
 
@@ -60,7 +60,7 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, 
     found |= {"peak_forward_bytes": peak(device), "state_bytes": state_bytes(bench)}
     graphed = repeat(lambda: bench.score(batch), device, warm_up, n, limit_s)
     reset(device)
-    step = pace(lambda: _step(bench), device, warm_up, n, limit_s)
+    step = lap(lambda: _step(bench), device, warm_up, n, limit_s)
     found |= {"peak_bytes": peak(device), "reserved_bytes": reserved(device), "process_bytes": process(device)}
     watches = Stopwatch(device), Stopwatch(device)
     parts = _parts(bench, watches, step.n if step.n > LEAST else 1)  # of slow steps one says enough
@@ -75,7 +75,7 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, 
     if published:
         theirs = PublishedStep(bench.model, lr=1e-7, zo_eps=1e-3, seed=spec.seed)
         reset(device)
-        took = pace(lambda: theirs(batch), device, 1, max(LEAST, n // 2), limit_s)
+        took = lap(lambda: theirs(batch), device, 1, max(LEAST, n // 2), limit_s)
         found |= {**_named("published", took), "published_peak_bytes": peak(device)}
         forwards = repeat(lambda: theirs.forward(batch), device, 1, max(LEAST, n // 2), limit_s)
         found |= {"published_forward_ms": forwards.median}

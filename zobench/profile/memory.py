@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,25 +60,52 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
     """
     if isinstance(spec.scheme, LinearProbe):
         raise ValueError("scheme=linear_probe: trains on cached features; its memory is that of a forward")
-    cpu = torch.device("cpu")
     model = outline(spec)
-    part = spec.micro_batch_size or spec.batch_size
-    minibatches = Minibatches(rows, spec.seed, len(rows), part, cpu, 0, spec.loss)
     with weightless() as meter, standing_in(NoEngine()):
         refill(model)
         weights = meter.live
-        try:
+        with _sayable():
             optimizer = make_optimizer(spec, model, len(Layers(model)))
             states = meter.live - weights
             scorer = _Watched(model, meter)
-            objective = TaskObjective(scorer, Layers(model), minibatches.of_step(0), Counts(), spec.loss)
-            meter.peak = meter.live
-            for _ in range(2):  # the first makes states
+            objective = _objective(spec, model, scorer, rows)
+            meter.peak = before = meter.live
+            optimizer.step(objective)
+            if meter.live != before:  # the first step made states; where it made none, the second is like it
                 optimizer.step(objective)
-        except Exception as error:  # what wants values where there are none fails in any way it likes
-            raise ValueError(f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}") from error
         threads = 2 if isinstance(optimizer, FirstOrder | Hybrid) else 1  # autograd goes backward in one of its own
         return Prediction(weights, max(states, meter.live - weights), meter.peak, threads * WORKSPACE, scorer.kept)
+
+
+def kept(spec: RunSpec, rows: Sequence[Encoded]) -> int:
+    """`Prediction.kept` of a first-order step, whichever optimizer makes it.
+
+    Raises:
+        ModelError, ValueError: see `predict`.
+    """
+    model = outline(spec)
+    with weightless() as meter, standing_in(NoEngine()):
+        refill(model)
+        scorer = _Watched(model, meter)
+        with _sayable():
+            _objective(spec, model, scorer, rows).backward()
+        return scorer.kept
+
+
+def _objective(spec: RunSpec, model: nn.Module, scorer: Scorer, rows: Sequence[Encoded]) -> TaskObjective:
+    part = spec.micro_batch_size or spec.batch_size
+    minibatches = Minibatches(rows, spec.seed, len(rows), part, torch.device("cpu"), 0, spec.loss)
+    return TaskObjective(scorer, Layers(model), minibatches.of_step(0), Counts(), spec.loss)
+
+
+@contextmanager
+def _sayable() -> Iterator[None]:
+    """Raises ValueError for whatever fails inside."""
+    try:
+        yield
+    except Exception as error:  # what wants values where there are none fails in any way it likes
+        why = f"{type(error).__name__}: {(str(error) or 'no reason').splitlines()[0]}"
+        raise ValueError(f"torch cannot make such a step on tensors without values ({why})") from error
 
 
 class _Watched(Scorer):

@@ -90,7 +90,7 @@ def repeat(work: Callable[[], object], device: torch.device, warm_up: int, n: in
     return times_of(watch.read())
 
 
-def pace(work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float = math.inf) -> Times:
+def lap(work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float = math.inf) -> Times:
     """Time from one call of ``work`` to the next, as a training loop has it: what the device waits for the host is
     part of it. ``limit_s``: see `warm`."""
     n = warm(work, device, warm_up, n, limit_s)

@@ -11,7 +11,7 @@ from zobench.budget import Budget
 Row = dict[str, Any]
 
 
-class Pace:
+class Spending:
     """Between the rows that count, steps are taken to cost the same.
 
     Args:
