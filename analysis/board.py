@@ -27,7 +27,8 @@ def entries(records: Records, overheads: overhead.Measured) -> tuple[list[Row], 
     Args:
         overheads: what profiles measured.
     """
-    choices = [choice for choice in choose(records.runs) if choice.n_seed]
+    once = {frozenset(choice.run_ids): choice for choice in reversed(choose(records.runs)) if choice.n_seed}
+    choices = list(reversed(once.values()))  # what several suites have, of the first
     courses = Courses(records, choices)
     parts: dict[str, int] = {}
     found = [_entry(choice, courses, parts, overheads) for choice in choices]

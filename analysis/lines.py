@@ -30,6 +30,7 @@ END_NUMBERS = (
 )
 
 Row = dict[str, Any]
+FOLDER = r"\w[\w.+-]*"  # what can name one
 
 
 class LineError(Exception):
@@ -42,7 +43,7 @@ def run_line(row: Row) -> Row:
     if row.get("schema") != SCHEMA:
         raise LineError(f"schema {short(row.get('schema'))}; this version reads schema {SCHEMA}")
     run: Row = {name: text(row, name) for name in NAMES}
-    if not re.fullmatch(r"\w[\w.+-]*", run["suite"]):
+    if not re.fullmatch(FOLDER, run["suite"]):
         raise LineError(f"suite {short(run['suite'])} cannot name a folder")
     config, budget, params = _mapping(row, "config"), _mapping(row, "budget"), _mapping(row, "params")
     hardware, git = _mapping(row, "hardware"), _mapping(row, "git")

@@ -11,6 +11,7 @@ does a tangent; the forward that it needs is in ``n_forward`` already.
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ RUN_COLUMNS = (
     *("forwards", *lines.END_NUMBERS, "memory_kind"),
     *("config", "command", "sizes", "data_seed", "n_train", "n_class", "verified"),
 )
+PLAN = "plan.json"  # see `plan`, which needs this module's frames
 EVAL_COLUMNS = ("suite", "run_id", "step", "split", "score", "loss", "forwards", *lines.EVAL_NUMBERS)
 
 
@@ -87,6 +89,7 @@ def load(paths: Iterable[Path]) -> Records:
         try:
             reader.read(path)
             run = reader.run()
+            run |= {"suite": _suite(path, run["suite"])}
             first = seen.setdefault((run["suite"], run["run_id"]), path)
             if first != path:
                 raise _FileError(0, f"run {run['run_id']} of suite {run['suite']} was read from {first} already")
@@ -107,6 +110,12 @@ def load(paths: Iterable[Path]) -> Records:
         evals=_frame(evals, EVAL_COLUMNS, ["suite", "run_id", "split", "step"]),
         problems=problems,
     )
+
+
+def _suite(path: Path, said: str) -> str:
+    """That of a plan beside the record: a sweep copies the records of runs that another suite has."""
+    folder = path.parent
+    return folder.name if (folder / PLAN).is_file() and re.fullmatch(lines.FOLDER, folder.name) else said
 
 
 def _frame(rows: list[Row], columns: tuple[str, ...], order: list[str]) -> pd.DataFrame:
