@@ -32,8 +32,8 @@ def fits(profiled: Profiled) -> Table:
     return Table(
         "What fits",
         f"Predicted in bf16, without a GPU: peak of a step and {CUDA / 2**30:g} GiB for CUDA and its libraries, on "
-        f"cards of {', '.join(map(str, CARDS))} GB (10^9 bytes). Rows: examples x tokens. —: not predicted; ≥: all that are "
-        "predicted fit. From python -m runners.profile suite=NAME predict=true.",
+        f"cards of {', '.join(map(str, CARDS))} GB (10^9 bytes). Rows: examples x tokens. —: not predicted; "
+        "≥: all that are predicted fit. From python -m runners.profile suite=NAME predict=true.",
         tuple(sections),
         ("model", "scheme", "optimizer", "precision", "batch_size", "length", "weight_bytes", "state_bytes",
          "peak_bytes", "card_gb"),

@@ -75,9 +75,9 @@ def throughput(profiled: Profiled) -> Table:
         "Milliseconds: median of a step, and its quartiles' distance over it; of one step, timed apart, in forwards "
         "(backwards and tangents included), in sweeps, elsewhere; of a bare forward of the same rows in the same "
         "process. Overhead: the step over two of these. Cost: forwards a step as budgets count them, and the step over "
-        "so many bare ones. Floor, of zo_sgd: two forwards as CUDA graphs and two sweeps at the speed of a device copy, "
-        "for each direction. MeZO's: its step in the published order of operations, in the same process; the speed-up "
-        "is over that.",
+        "so many bare ones. Floor, of zo_sgd: two forwards as CUDA graphs and two sweeps at the speed of a device "
+        "copy, for each direction. MeZO's: its step in the published order of operations, in the same process; the "
+        "speed-up is over that.",
         tuple(sections), ("hardware", *NAMED, *TIMES, "floor_ms"), tuple(data),
     )  # fmt: skip
 
