@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis import plots, profile_plots, profile_tables, render
 from analysis.load import Problem
+from analysis.profile_beside import first_order
 from analysis.profile_fits import fits
 from analysis.profile_rows import FOLDER, read
 
@@ -30,6 +31,7 @@ def build(records: Path, out: Path) -> tuple[list[Path], list[Problem]]:
         written += render.write(stem / "tables" / "fits", fits(profiled))
     if not profiled.measured:
         return written, profiled.problems
+    written += render.write(stem / "tables" / "first_order", first_order(profiled))
     for name, shown, draw in (
         ("memory_by_length", profile_plots.by_length(profiled), profile_plots.draw_by_length),
         ("cost_growth", profile_plots.growth(profiled), profile_plots.draw_growth),

@@ -31,9 +31,9 @@ def fits(profiled: Profiled) -> Table:
     ]  # fmt: skip
     return Table(
         "What fits",
-        f"Predicted, without a GPU: peak of a step and {CUDA / 2**30:g} GiB for CUDA and its libraries, on cards of "
-        f"{', '.join(map(str, CARDS))} GB (10^9 bytes). Rows: examples x tokens. —: not predicted; ≥: all that are "
-        "predicted fit. From python -m runners.profile suite=NAME predict=true.",
+        f"Predicted in bf16, without a GPU: peak of a step and {CUDA / 2**30:g} GiB for CUDA and its libraries, on "
+        f"cards of {', '.join(map(str, CARDS))} GB (10^9 bytes). Rows: examples x tokens. —: not predicted; "
+        "≥: all that are predicted fit. From python -m runners.profile suite=NAME predict=true.",
         tuple(sections),
         ("model", "scheme", "optimizer", "precision", "batch_size", "length", "weight_bytes", "state_bytes",
          "peak_bytes", "card_gb"),
@@ -48,8 +48,8 @@ def card(row: Row) -> int | None:
 
 
 def _usual(row: Row) -> bool:
-    """One direction a step and gaussian noise: more, or other, takes no more memory."""
-    return bool(row.get("q", 1) == 1 and row.get("distribution") in (None, "gaussian"))
+    """bfloat16, one direction a step and gaussian noise: more, or other, takes no more memory."""
+    return bool(row["precision"] == "bf16" and row.get("q", 1) == 1 and row.get("distribution") in (None, "gaussian"))
 
 
 def _smallest(title: str, rows: list[Row], models: list[str]) -> Section:

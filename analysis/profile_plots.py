@@ -24,13 +24,14 @@ BY = {
     "tokens": "tokens of a minibatch",
     "directions": "directions a step (q)",
 }
+FLOOR = "#111111"
 N_LENGTH, N_POINT = 3, 2  # what makes a line: lengths of a method, points of a series
 
 
 def by_length(profiled: Profiled) -> pd.DataFrame:
     """Peaks, ``LENGTH_COLUMNS``, of the settings that were measured at three lengths or more."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in profiled.measured.values():
+    for row in profiled.latest():
         key = (hardware(row), row["model"], row["scheme"], row["precision"], row["batch_size"], method(row))
         groups.setdefault(key, []).append(row)
     rows = [
@@ -43,11 +44,11 @@ def by_length(profiled: Profiled) -> pd.DataFrame:
 
 
 def growth(profiled: Profiled) -> pd.DataFrame:
-    """Times of zo_sgd's steps on full weights, ``GROWTH_COLUMNS``: along each of ``BY``, all else being equal."""
+    """Times of zo_sgd's steps on full weights, bf16, ``GROWTH_COLUMNS``: along each of ``BY``, all else being equal."""
     rows = [
-        row for row in profiled.measured.values()
+        row for row in profiled.latest()
         if row["optimizer"] == "zo_sgd" and row["scheme"] == "full" and row["status"] == "completed"
-        and row.get("distribution") in (None, "gaussian")
+        and row.get("distribution") in (None, "gaussian") and row["precision"] == "bf16"
     ]  # fmt: skip
     found: list[tuple[Any, ...]] = []
     opt = [row for row in rows if row.get("q", 1) == 1 and str(row["model"]).startswith("opt-")]
@@ -117,7 +118,7 @@ def draw_by_length(shown: pd.DataFrame) -> Figure:
 def draw_growth(shown: pd.DataFrame) -> Figure:
     """The picture of `growth`: a row of panels a device, a panel each of ``BY``, a line a series; floors dashed."""
     devices = sorted(shown["hardware"].unique())
-    figure, axes = _page(len(BY) * len(devices), "time of a zo_sgd step")
+    figure, axes = _page(len(BY) * len(devices), "time of a zo_sgd step: all weights, bf16, OPT")
     quickest = shown.groupby(["by", "series"])["step_ms"].min()
     names = {by: quickest[by].sort_values().index if by in quickest else [] for by in BY}
     places = [(device, by) for device in devices for by in BY]
@@ -128,7 +129,7 @@ def draw_growth(shown: pd.DataFrame) -> Figure:
             mine = panel[panel["series"] == name]
             look = _look(place)
             ax.plot(mine["x"], mine["step_ms"], label=name, **look, **MARKER)
-            ax.plot(mine["x"], mine["floor_ms"], color=look["color"], linestyle="--", linewidth=1.0)
+            ax.plot(mine["x"], mine["floor_ms"], color=FLOOR, linestyle="--", linewidth=1.0, zorder=3)
             ax.plot(mine["x"], mine["published_ms"], color=look["color"], linestyle="none", marker="x")
         ax.set_xlabel(BY[by])
         ax.set_yscale("log")
@@ -145,7 +146,8 @@ def draw_growth(shown: pd.DataFrame) -> Figure:
         ax.set_ylabel("ms")
     _legend(figure, [
         Line2D([], [], label="a step", color="#444444", marker="o", linewidth=1.6, **MARKER),
-        Line2D([], [], label="floor: two forwards and two sweeps a direction", color="#444444", linestyle="--"),
+        Line2D([], [], label="floor: two forwards and two sweeps a direction", color=FLOOR, linestyle="--",
+               linewidth=1.0),
         Line2D([], [], label="MeZO's published step", color="#444444", linestyle="none", marker="x"),
     ])  # fmt: skip
     return figure
@@ -174,7 +176,7 @@ def _ticks(ax: Axes, values: Sequence[float]) -> None:
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(values))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x < 1024 else f"{x / 1024:g}k")  # 1k: 1024
 
 
 def _look(place: int) -> dict[str, Any]:

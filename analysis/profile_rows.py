@@ -1,8 +1,8 @@
 """Reads the rows of profiles: what the step of each cell took, and what memory it was predicted to take.
 
 ``<folder>/<suite>.jsonl`` holds measured cells, ``<suite>.predicted.jsonl`` all cells that the suite means to measure,
-each with its predicted peak. Of several rows of a cell the last counts. A torn last line is ignored; any other line
-that cannot be understood makes its whole file suspect, and it is left out.
+each with its predicted peak. Of several rows of a cell the one that was made last counts. A torn last line is ignored;
+any other line that cannot be understood makes its whole file suspect, and it is left out.
 
 Units: ``*_ms`` milliseconds, ``*_bytes`` bytes, ``copy_gb_per_s`` 10^9 bytes read and written a second.
 """
@@ -19,6 +19,7 @@ from analysis.load import Problem
 
 FOLDER = "profile"  # of the results: its rows are no run records
 SHAPE = ("batch_size", "length")
+SETTING = ("model", "scheme", "precision", *SHAPE)
 NAMES = ("id", "suite", "model", "scheme", "optimizer", "precision", "status")
 KINDS = ("profile", "prediction")
 SCHEMA = 1
@@ -34,12 +35,20 @@ class Profiled:
     predicted: dict[str, Row] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
+    def latest(self) -> list[Row]:
+        """Measured rows; of those that two suites have of the same step, the one that was measured last."""
+        found: dict[tuple[Any, ...], Row] = {}
+        for row in sorted(self.measured.values(), key=_finished):
+            found[*(row[name] for name in SETTING), method(row), hardware(row)] = row
+        return list(found.values())
+
     def missing(self) -> tuple[list[str], list[str]]:
         """What the suites mean to measure and have not, a line a method with all its shapes, and what would."""
         left = [row for key, row in self.predicted.items() if key not in self.measured]
         shapes: dict[str, list[str]] = {}
         for row in left:
-            shapes.setdefault(f"{row['model']} · {row['scheme']} · {method(row)}", []).append(shape(row))
+            named = f"{row['model']} · {row['scheme']} · {row['precision']} · {method(row)}"
+            shapes.setdefault(named, []).append(shape(row))
         asked = sorted({(row["suite"], row.get("scale") or "") for row in left})
         notes = [f"{named}: {', '.join(found)}" for named, found in shapes.items()]
         scaled = [[f"suite={suite}", *([f"scale={scale}"] if scale else [])] for suite, scale in asked]
@@ -56,7 +65,9 @@ def read(folder: Path) -> Profiled:
             found.problems.append(Problem(str(path), bad.line, str(bad)))
             continue
         for row in rows:
-            (found.measured if row["kind"] == "profile" else found.predicted)[row["id"]] = row
+            cells = found.measured if row["kind"] == "profile" else found.predicted
+            if _finished(row) >= _finished(cells.get(row["id"], {})):  # another suite may have the same cell
+                cells[row["id"]] = row
     return found
 
 
@@ -84,12 +95,24 @@ def _rows(path: Path) -> Iterable[Row]:
         yield row
 
 
+def _finished(row: Mapping[str, Any]) -> str:
+    return str(row.get("finished", ""))
+
+
 def method(row: Mapping[str, Any]) -> str:
     """The optimizer, and what of it is not as usual."""
     said = str(row["optimizer"])
     said += ", checkpointing" if row.get("gradient_checkpointing") else ""
     said += f", {row['distribution']}" if row.get("distribution") not in (None, "gaussian") else ""
     return said + (f", q={row['q']}" if row.get("q", 1) != 1 else "")
+
+
+def model_sizes(profiled: Profiled) -> dict[str, float]:
+    """Parameters of each model that was measured."""
+    sizes: dict[str, float] = {}
+    for row in profiled.measured.values():
+        sizes[row["model"]] = max(sizes.get(row["model"], 0), row.get("n_total") or 0)
+    return sizes
 
 
 def shape(row: Mapping[str, Any]) -> str:

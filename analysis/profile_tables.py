@@ -1,9 +1,10 @@
-"""The tables of a profile: memory and throughput of a step, a section a (model, device), a row a cell."""
+"""The tables of a profile: memory and throughput of a step, a section a (model, precision, device), a row a cell."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from analysis.profile_rows import Profiled, Row, floor_ms, hardware, method, shape
+from analysis.profile_beside import largest
+from analysis.profile_rows import Profiled, Row, floor_ms, hardware, method, model_sizes, shape
 from analysis.render import MISSING, Cell, Section, Table
 
 GIB = 2**30
@@ -34,12 +35,14 @@ def memory(profiled: Profiled) -> Table:
         header = ("scheme", "optimizer", "rows", "peak", "a forward", "over it", "predicted", "error", "reserved",
                   "process")  # fmt: skip
         sections.append(Section(title, header, tuple(shown), n_left=3, notes=_reasons(rows)))
+    top = largest(profiled)
     return Table(
         "Memory of a step",
         "GiB (2^30 bytes) that torch allocates at most in a step; in a forward without autograd, weights and states "
         "being there; the first over the second; what runners.profile predict=true says without a GPU, and its "
         "error; that torch reserves; that the process takes in all, CUDA's own included. Rows: examples x tokens.",
-        tuple(sections), ("hardware", *NAMED, *MEMORY, "predicted_bytes", "prediction_error"), tuple(data),
+        (*((top,) if top else ()), *sections), ("hardware", *NAMED, *MEMORY, "predicted_bytes", "prediction_error"),
+        tuple(data),
     )  # fmt: skip
 
 
@@ -55,40 +58,43 @@ def throughput(profiled: Profiled) -> Table:
             spread = None if took is None else (row["step_high_ms"] - row["step_low_ms"]) / took
             values = [_number(took, 2), _percent(spread)]
             values += [_number(row.get(name), 2) for name in ("evaluate_ms", "sweep_ms", "rest_ms", "forward_ms")]
-            values += [_number(row.get("overhead"), 2), _number(floor, 2), _number(over, 2)]
+            values += [_number(row.get(name), 2) for name in ("overhead", "forwards_per_step", "cost_overhead")]
+            values += [_number(floor, 2), _number(over, 2)]
             values += [_number(row.get(name), 0) for name in ("tokens_per_s", "examples_per_s")]
             values += [_number(row.get(name), 2) for name in ("published_ms", "speed_up")]
             values[0] = values[0] if row["status"] == "completed" else row["status"]
             shown.append(_cells(row, values))
             data.append((hardware(row), *_plain(row, (*NAMED, *TIMES)), _text(floor)))
         header = ("scheme", "optimizer", "rows", "ms/step", "spread", "forwards", "sweeps", "rest", "a forward",
-                  "overhead", "floor", "over it", "tokens/s", "examples/s", "MeZO's", "speed-up")  # fmt: skip
+                  "overhead", "cost", "over cost", "floor", "over it", "tokens/s", "examples/s", "MeZO's",
+                  "speed-up")  # fmt: skip
         notes = (*_reasons(rows), *_why_eager(rows))
         sections.append(Section(title, header, tuple(shown), n_left=3, notes=notes))
     return Table(
         "Throughput of a step",
         "Milliseconds: median of a step, and its quartiles' distance over it; of one step, timed apart, in forwards "
         "(backwards and tangents included), in sweeps, elsewhere; of a bare forward of the same rows in the same "
-        "process. Overhead: the step over two of these. Floor, of zo_sgd: two forwards as CUDA graphs and two sweeps "
-        "at the speed of a device copy, for each direction. MeZO's: its step in the published order of operations, in "
-        "the same process; the speed-up is over that.",
+        "process. Overhead: the step over two of these. Cost: forwards a step as budgets count them, and the step over "
+        "so many bare ones. Floor, of zo_sgd: two forwards as CUDA graphs and two sweeps at the speed of a device "
+        "copy, for each direction. MeZO's: its step in the published order of operations, in the same process; the "
+        "speed-up is over that.",
         tuple(sections), ("hardware", *NAMED, *TIMES, "floor_ms"), tuple(data),
     )  # fmt: skip
 
 
 def _sections(profiled: Profiled) -> list[tuple[str, list[Row]]]:
-    """Rows by model and device: models by their size, rows by scheme, method and shape."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in profiled.measured.values():
-        groups.setdefault((row["model"], hardware(row)), []).append(row)
-    sizes = {key: max(row.get("n_total") or 0 for row in rows) for key, rows in groups.items()}
-    order = sorted(groups, key=lambda key: (sizes[key], key))
+    """Rows by model, precision and device: models by their size, rows by scheme, method and shape."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in profiled.latest():
+        groups.setdefault((row["model"], row["precision"], hardware(row)), []).append(row)
+    sizes = model_sizes(profiled)
+    order = sorted(groups, key=lambda key: (sizes[key[0]], key))
     return [(" · ".join(key), sorted(groups[key], key=_place)) for key in order]
 
 
 def _place(row: Row) -> tuple[Any, ...]:
     first = row["optimizer"] != "zo_sgd"  # that the others are compared with
-    return (row["precision"], row["scheme"], first, method(row), row["batch_size"], row["length"])
+    return (row["scheme"], row["batch_size"], row["length"], first, method(row))
 
 
 def _cells(row: Row, values: Iterable[str]) -> tuple[Cell, ...]:

@@ -128,7 +128,9 @@ def _serve(profile: Profile, work: Work, gpu: str | None, pipe: Connection) -> N
     pipe.send(_Said())
     while (cell := pipe.recv()) is not None:
         row = work(profile, cell)
-        clean = gpu is None or torch.cuda.memory_allocated() < LEFT  # the next cell's peaks are to be its own
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # the next cell's peaks are to be its own
+            torch._C._cuda_clearCublasWorkspaces()
+        clean = gpu is None or torch.cuda.memory_allocated() < LEFT
         pipe.send(_Said(row, asks=clean))
         if not clean:
             return

@@ -5,9 +5,10 @@ Two laws are fitted, by least squares of relative errors, to the rows of one dev
     a forward  =  a  +  b * bytes of all weights  +  c * parameters * tokens
     a step     =  d * its cost in forwards * a forward  +  e * bytes of the weights that it moves
 
-the second for each kind of optimizer: zeroth-order, first-order, hybrid. A forward that gradient checkpointing repeats
-counts. Where the same model, scheme and optimizer has been measured, the row of the nearest number of tokens corrects
-what the laws say. A kind without a row is unknown: of forward gradients nothing is measured yet.
+the second for each kind of optimizer: zeroth-order, first-order, hybrid, forward gradients. A forward that gradient
+checkpointing repeats counts; of a backward, half is not made for weights that are frozen. Where the same model, scheme
+and optimizer has been measured, the row of the nearest number of tokens corrects what the laws say. A kind without a
+row is unknown.
 """
 
 from __future__ import annotations
@@ -162,8 +163,10 @@ def _forward_terms(work: Work, tokens: float) -> Any:
 
 
 def _step_terms(work: Work, forward_ms: float) -> Any:
-    sweeps = 1.0 if work.kind == "first" else work.forwards_per_step / 2  # each two forwards have their sweeps
-    return np.array([work.forwards_per_step * forward_ms, sweeps * work.moved_bytes])
+    if work.kind != "first":  # each two forwards have their sweeps
+        return np.array([work.forwards_per_step * forward_ms, work.forwards_per_step / 2 * work.moved_bytes])
+    frozen = 1.0 - min(1.0, work.moved_bytes / work.weight_bytes)  # whose gradients are not made: half of a backward
+    return np.array([(work.forwards_per_step - frozen) * forward_ms, work.moved_bytes])
 
 
 def _forward_law(rows: Sequence[Took]) -> Any:

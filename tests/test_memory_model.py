@@ -15,6 +15,7 @@ from runners.room import longest, memory_line, room
 from zobench.layers import Layers
 from zobench.objective import Meter as Counts
 from zobench.objective import TaskObjective
+from zobench.outline import outline
 from zobench.profile.memory import Prediction, predict
 from zobench.profile.rows import fixed
 from zobench.profile.weightless import Meter, weightless
@@ -127,6 +128,27 @@ def test_masters_and_half_precision_are_seen() -> None:
     whole = _said(spec_of([*TINY, "precision=fp32"]))
     assert whole.weights == pytest.approx(2 * half.weights, rel=0.02)
     assert master.states == pytest.approx(2 * half.weights, rel=0.02)
+
+
+def test_adapters_have_the_dtype_that_they_have_in_a_run() -> None:
+    """peft leaves those on the meta device in float32; then LoRA's inputs count twice, once in each dtype."""
+    for scheme in ("lora", "prefix", "prompt"):
+        spec = spec_of([*TINY, f"scheme={scheme}", "precision=bf16"])
+        said = {name: p.dtype for name, p in outline(spec).named_parameters()}
+        assert set(said.values()) == {torch.bfloat16}
+        assert said == {name: p.dtype for name, p in build(spec).model.named_parameters()}
+
+
+def test_a_sum_of_gradients_is_no_peak_by_itself() -> None:
+    """autograd adds the second gradient of a tensor into the first, and only without values makes a third."""
+    n_byte = 2**20
+    with weightless() as meter:
+        weight = nn.Parameter(torch.empty(n_byte // 4))
+        loss = (2 * weight).sum() + (3 * weight).sum()
+        meter.peak = before = meter.live
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert meter.live == pytest.approx(before + n_byte, abs=4096)
+        assert meter.peak == pytest.approx(before + 2 * n_byte, abs=4096)
 
 
 def test_what_cannot_be_said_is_refused() -> None:

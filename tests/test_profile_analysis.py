@@ -101,7 +101,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 def test_the_same_rows_give_the_same_bytes(records: Path, pages: Path, tmp_path: Path) -> None:
     first, second = pages, _built(records, tmp_path)
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert len(files) == 3 * 3 + 2 * 3
+    assert len(files) == 4 * 3 + 2 * 3
     for name in files:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
@@ -138,9 +138,64 @@ def test_what_is_missing_is_said_with_the_command_that_measures_it(pages: Path) 
     for name in ("memory", "throughput"):
         text = (tables / f"{name}.md").read_text()
         missing = text.partition("## Not run yet")[2]
-        assert "- opt-1.3b · full · adamw: 16x64, 16x256" in missing
+        assert "- opt-1.3b · full · bf16 · adamw: 16x64, 16x256" in missing
         assert "zo_sgd:" not in missing
         assert "    python -m runners.profile suite=grid\n" in missing
+
+
+def test_first_order_steps_stand_beside_zeroth_order_ones(pages: Path) -> None:
+    text = (pages / "tables" / "first_order.md").read_text()
+    ours, theirs = (_measured("opt-13b", name, 8, 128) for name in ("zo_sgd", "adamw"))
+    said = [f"{row['step_ms']:,.2f} ms, {row['peak_bytes'] / GIB:,.2f} GiB" for row in (ours, theirs)]
+    assert f"| full | 8x128 | zo_sgd | {said[0]} | {said[1]} |" in text
+    assert "| full | 8x512 | zo_sgd | " in text
+    assert " | oom |" in text
+    assert "opt-1.3b" not in text  # of it no first-order step was measured
+    data = [row for row in _csv(pages / "tables" / "first_order.csv") if row["rows"] == "8x128"]
+    assert [(row["optimizer"], row["beside"]) for row in data] == [("zo_sgd", "adamw")]
+    assert float(data[0]["beside_peak_bytes"]) == pytest.approx(9 * SIZES["opt-13b"], rel=1e-5)
+
+
+def test_the_largest_that_ran_is_beside_what_did_not(tmp_path: Path) -> None:
+    rows = [_measured(model, name, 16, 64) for model in ("opt-125m", "opt-1.3b") for name in ("zo_sgd", "adamw")]
+    rows += [_measured("opt-13b", "zo_sgd", 16, 64), _measured("opt-13b", "adamw", 16, 64, status="oom", reason="")]
+    text = (_pages_of(rows, tmp_path) / "tables" / "memory.md").read_text().partition("## opt-")[0]
+    sizes = {name: f"{factor * SIZES[model] / GIB:.1f}" for name, factor, model in
+             (("zo_sgd", 2.1, "opt-13b"), ("adamw", 9, "opt-1.3b"))}  # fmt: skip
+    assert f"| zo_sgd | bf16 | NVIDIA H200 | opt-13b | 16x64 | {sizes['zo_sgd']} | " in text
+    assert f"| adamw | bf16 | NVIDIA H200 | opt-1.3b | 16x64 | {sizes['adamw']} | " in text
+    assert " | opt-13b at 16x64 |" in text
+
+
+def test_precisions_are_told_apart(tmp_path: Path) -> None:
+    rows = [_measured("opt-125m", "zo_sgd", 16, n, precision=each) for each in ("bf16", "tf32") for n in (64, 256)]
+    for row in rows:
+        row["id"] += row["precision"]
+    pages = _pages_of(rows, tmp_path)
+    text = (pages / "tables" / "throughput.md").read_text()
+    assert "## opt-125m · bf16 · NVIDIA H200" in text
+    assert "## opt-125m · tf32 · NVIDIA H200" in text
+    grown = _csv(pages / "figures" / "cost_growth.csv")
+    assert len(grown) == 2  # bf16 alone, two lengths
+
+
+def test_of_two_suites_rows_of_a_cell_the_latest_counts(tmp_path: Path) -> None:
+    old, new = (_measured("opt-125m", "zo_sgd", 16, 64, finished=day) for day in ("2026-11-25", "2026-11-26"))
+    old["step_ms"] = 77.0
+    folder = tmp_path / "profile"
+    folder.mkdir()
+    for name, row in (("a.jsonl", new), ("b.jsonl", old)):
+        (folder / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert [row["step_ms"] for row in read(folder).latest()] == [new["step_ms"]]
+    (folder / "a.jsonl").write_text(json.dumps(new | {"id": "of-another-suite"}) + "\n", encoding="utf-8")
+    assert [row["id"] for row in read(folder).latest()] == ["of-another-suite"]
+
+
+def _pages_of(rows: list[Row], folder: Path) -> Path:
+    """Tables and figures of some rows."""
+    (folder / "profile").mkdir()
+    (folder / "profile" / "grid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return _built(folder, folder / "pages")
 
 
 def test_what_fits_is_the_smallest_card_for_the_predicted_peak(pages: Path) -> None:

@@ -28,6 +28,10 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     A number that is asked of a tensor without values is 1, and so it is less or more than another number; two such
     tensors are equal: enough to run code that decides on its losses, or skips a layer where a random number is less
     than 0.
+
+    In a backward two gradients of one tensor are summed, such as those of an embedding and of the head that is tied to
+    it. autograd adds the second into the first, but not if tensors have no values or a mode like this one is on: then
+    it makes a third and forgets the first. So a sum that is made there is no peak by itself.
     """
 
     def __init__(self) -> None:
@@ -45,9 +49,12 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = func(*args, **(kwargs or {}))
         if func in ORDER:
             self._order[made] = ORDER[func](1, args[1])
+        before = self.peak
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self.note(leaf)
+        if func is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() != -1:
+            self.peak = before  # see above; where both go on living, what is made next counts them
         return made
 
     def note(self, tensor: Tensor) -> None:

@@ -25,10 +25,14 @@ def wrapped(model: Any, config: Any, seed: int, device: torch.device) -> Any:
     """
     import peft
 
+    dtype = model.dtype
     model.requires_grad_(False)  # around prompts peft leaves the head as it is
     with keyed_rng(seed, device):
         # Adapters keep the model's dtype: what precision does to them is the config group `precision`'s to say.
         found: Any = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    for p in found.parameters():
+        if p.requires_grad:  # a new one; on the meta device, which predictions use, peft leaves it in float32
+            p.data = p.data.to(dtype)
     without_input_gradients(model)
     return found.train(model.training)
 
