@@ -636,18 +636,19 @@ def test_build_goes_on_past_unreadable_records(tmp_path: Path, capsys: pytest.Ca
 def test_analysis_imports_one_way_and_nothing_heavy() -> None:
     allowed = {
         "lines": {"variants"},
+        "edges": set(),
         "variants": set(),
         "verification": set(),
         "paired": set(),
         "load": {"lines", "variants", "verification"},
-        "select": {"lines", "variants"},
+        "select": {"edges", "lines", "variants"},
         "render": set(),
         "plan": {"lines", "select", "variants"},
-        "tables": {"lines", "numbers", "paired", "render", "select", "variants"},
+        "tables": {"edges", "lines", "numbers", "paired", "render", "select", "variants"},
         "usage": {"lines", "numbers", "render", "select", "variants"},
         "numbers": {"render"},
         "costs": {"load", "render", "select", "variants"},
-        "published": {"lines", "render", "select", "variants"},
+        "published": {"edges", "lines", "render", "select", "variants"},
         "plots": {"load", "select", "variants"},
         "profile_rows": {"load"},
         "profile_tables": {"profile_rows", "render"},
@@ -662,7 +663,7 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         },
         "board": {"costs", "load", "overhead", "select"},
         "page": set(),
-        "leaderboard": {"board", "build", "load", "overhead", "page", "render", "select"},
+        "leaderboard": {"board", "build", "edges", "load", "overhead", "page", "render", "select"},
         "overhead": {"lines", "select", "variants"},
     }
     assert set(allowed) == {path.stem for path in Path(build.__file__).parent.glob("[!_]*.py")}
