@@ -60,6 +60,7 @@ def _entry(choice: Choice, courses: Courses, parts: dict[str, int], overheads: o
         "memory_kind": courses.shared(choice, "memory_kind"),
         "overhead": overhead.of(runs, overheads),
         "trials": choice.n_trial,
+        "edge": choice.edge,
         "verified": verified,
         "confirmed": verified == len(runs),
         "config": {key: parts.setdefault(text, len(parts)) for key, text in kept.items()},

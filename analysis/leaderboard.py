@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import board, overhead, page, render
+from analysis import board, edges, overhead, page, render
 from analysis.build import find
 from analysis.load import load
 from analysis.render import Cell, Section, Table
@@ -17,7 +17,8 @@ from analysis.select import Row
 EXPLAINED = (
     "Task: rows of train, dev and test, and the seed that they were drawn with. "
     "Test score in percent: mean ± sample standard deviation over the seeds of the trial with the best mean dev score. "
-    "Trials: settings tried. Forwards: a backward counts as two. Overhead: time of a step over that of its bare "
+    f"Trials: settings tried. {edges.EXPLAINED}"
+    "Forwards: a backward counts as two. Overhead: time of a step over that of its bare "
     "forwards, of the profile of such a run on the same device, where there is one. Verified: runs that were rebuilt "
     "from their trajectory and evaluated again, some of their steps made again; the protocol asks for three seeds."
 )
@@ -42,8 +43,8 @@ def _row(entry: Row) -> tuple[Cell, ...]:
     texts = (
         *(entry[name] for name in ("optimizer", "scheme", "precision", "budget", "suite", "hardware")),
         f"{entry['score']:.1f}{spread}", str(entry["seeds"]), _shown(entry["forwards"], 0), _shown(entry["seconds"], 1),
-        _shown(entry["memory"], 3), _shown(entry["overhead"], 2), str(entry["trials"]),
-        _verdict(entry),
+        _shown(entry["memory"], 3), _shown(entry["overhead"], 2),
+        f"{entry['trials']} {entry['edge']}".strip(), _verdict(entry),
     )  # fmt: skip
     return tuple(map(Cell, texts))
 

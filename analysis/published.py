@@ -16,7 +16,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
-from analysis import variants
+from analysis import edges, variants
 from analysis.lines import COMPLETED
 from analysis.render import MISSING, Cell, Section, Table
 from analysis.select import Choice, Row, rows_of
@@ -37,13 +37,14 @@ USUAL: Row = {"loss": "differentiable", "start": None, "alignment": True, "q": 1
 @dataclass(frozen=True)
 class Ours:
     """A number of ours: ``text`` as shown, ``value`` in the unit of the published one, on what it was trained, and
-    ``how``, see USUAL."""
+    ``how``, see USUAL; ``edge``: the mark in its text (`edges`)."""
 
     text: str
     value: float
     n_train: float
     n_class: float
     how: Row
+    edge: str = ""
 
 
 def read(path: Path = PUBLISHED) -> list[dict[str, str]]:
@@ -66,7 +67,7 @@ def compare(runs: pd.DataFrame, choices: Iterable[Choice], published: list[dict[
     section a (model, task)."""
     ours = _ours(rows_of(runs), list(choices))
     pairs = sorted({(key[2], key[1]) for key in ours})
-    sections, data = [], []
+    sections, data, marks = [], [], []
     for model, task in pairs:
         rows = []
         for row in published:
@@ -87,6 +88,7 @@ def compare(runs: pd.DataFrame, choices: Iterable[Choice], published: list[dict[
                 )
                 shown = (*names, setting, row["source_table"], said, mine.text if mine else "", difference)
                 rows.append(tuple(Cell(text or MISSING) for text in shown))
+                marks.append(mine.edge if mine else "")
                 value = f"{mine.value:.4f}" if mine else ""
                 data.append((*(row[name] for name in COLUMNS), value, difference))
         if rows:
@@ -98,8 +100,8 @@ def compare(runs: pd.DataFrame, choices: Iterable[Choice], published: list[dict[
         f"Published: {suite}",
         "Published numbers, and ours where method, task, model, scheme and metric are the same, and loss, prompt and "
         "number of directions; other settings differ where they say so. Scores in percent; memory_gb: 10^9 bytes, and "
-        "what counts as memory differs. Nothing "
-        f"published: the number could not be verified.{none}",
+        f"what counts as memory differs. {edges.explained(marks)}"
+        f"Nothing published: the number could not be verified.{none}",
         tuple(sections),
         (*COLUMNS, "ours", "difference"),
         tuple(data),
@@ -111,10 +113,10 @@ def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, s
     by_id = {run["run_id"]: run for run in runs}
     found: dict[tuple[str, str, str, str, str], list[Ours]] = {}
 
-    def add(method: str, scheme: str, metric: str, of: Row, value: float, text: str) -> None:
+    def add(method: str, scheme: str, metric: str, of: Row, value: float, text: str, edge: str = "") -> None:
         if math.isfinite(value):
             how = how_made(json.loads(of["config"]), trains=method not in (ZERO_SHOT, *WITHOUT_TRAINING.values()))
-            said = Ours(text, value, of["n_train"], of["n_class"], how)
+            said = Ours(f"{text} {edge}".strip(), value, of["n_train"], of["n_class"], how, edge)
             key = (method, of["task"].removesuffix(MASKED), of["model"], scheme, metric)
             found.setdefault(key, []).append(said)
 
@@ -138,7 +140,7 @@ def _ours(runs: list[Row], choices: list[Choice]) -> dict[tuple[str, str, str, s
         if done[0]["metric"] in SCORES:
             spread = "" if math.isnan(choice.test_std) else f" ± {100 * choice.test_std:.1f}"
             text = f"{100 * choice.test:.1f}{spread} ({choice.n_seed}; {where})"
-            add(method, scheme, done[0]["metric"], done[0], 100 * choice.test, text)
+            add(method, scheme, done[0]["metric"], done[0], 100 * choice.test, text, choice.edge)
         peak = max(run["peak_train_bytes"] for run in done) / 1e9
         batch = variants.said(f"batch {done[0]['batch_size']}, {done[0]['hardware']}", choice.variant)
         add(method, scheme, "memory_gb", done[0], peak, f"{peak:.1f} ({batch})")

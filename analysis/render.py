@@ -139,7 +139,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "±": r"$\pm$", "—": "---", "·": r"$\cdot$", "≈": r"$\approx$", "≤": r"$\le$",
-    "≥": r"$\ge$",
+    "≥": r"$\ge$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import variants
+from analysis import edges, variants
 from analysis.lines import COMPLETED, LOST
 
 GROUP = ("suite", "model", "task", "scheme", "optimizer", "variant", "precision", "budget")
@@ -35,7 +35,9 @@ class Choice:
     test, test_std: mean and sample standard deviation (ddof = 1; NaN below two seeds) over its ``n_seed`` completed
     seeds that have a test score, which ``by_seed`` holds; n_lost: seeds of the point that diverged, ran out of memory
     or failed.
-    n_trial: points of the group that were tried, lost ones included.   notes: what a reader must know, mostly nothing.
+    n_trial: points of the group that were tried, lost ones included; highest, lowest: the hyperparameters of which the
+    winning point has the largest, the smallest value of them (`edges`).
+    notes: what a reader must know, mostly nothing.
     lacks: how much of its suite's plan is there, such as ``2 of 3 seeds``; '' for all of it, or without a plan.
     """
 
@@ -58,6 +60,8 @@ class Choice:
     n_seed: int = 0
     by_seed: tuple[tuple[int, float], ...] = ()
     n_lost: int = 0
+    highest: tuple[str, ...] = ()
+    lowest: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     lacks: str = ""
 
@@ -70,6 +74,11 @@ class Choice:
     def setting(self) -> str:
         """The task's name in tables."""
         return variants.setting(self.task, self.variant)
+
+    @property
+    def edge(self) -> str:
+        """The mark in tables of a search that ended at the edge of its grid; '' for any other."""
+        return edges.mark(self.highest, self.lowest)
 
 
 def choose(runs: pd.DataFrame) -> list[Choice]:
@@ -117,6 +126,7 @@ def _choose(group: dict[str, Any], runs: list[Row]) -> Choice:
         )
 
     winner = min(candidates, key=rank)
+    highest, lowest = edges.edges(winner, points)
     return Choice(
         **group,
         status=COMPLETED,
@@ -126,6 +136,8 @@ def _choose(group: dict[str, Any], runs: list[Row]) -> Choice:
         compared_seeds=tuple(sorted({run["seed"] for run in judged(winner)})),
         dev=-rank(winner)[1],
         n_lost=len(candidates[winner]) - len(_completed(candidates[winner])),
+        highest=highest,
+        lowest=lowest,
         notes=notes,
         **_report(run for run in runs if run["point"] == winner and run["status"] == COMPLETED),
     )

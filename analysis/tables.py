@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import paired, variants
+from analysis import edges, paired, variants
 from analysis.lines import COMPLETED, PENDING
 from analysis.numbers import count, fixed, said
 from analysis.render import MISSING, Cell, Section, Table
@@ -35,12 +35,12 @@ def accuracy(runs: pd.DataFrame, choices: list[Choice], fill_grid: bool = True) 
         caption="Test accuracy in percent: mean ± sample standard deviation (number of seeds) of the trial with the "
         "best mean dev accuracy. Bold: best. ≈: a paired t-test over the seeds does not tell it from the best "
         f"(p > {paired.LEVEL}, not corrected for the number of methods; few seeds tell little). Neither is said of a "
-        "cell with fewer seeds or trials than planned. "
+        f"cell with fewer seeds or trials than planned. {edges.explained(c.edge for c in choices)}"
         "Trials: settings tried. Start: the model before training.",
         sections=tuple(sections),
         columns=(
-            *(*GROUP, "metric", "status", "dev", "test", "test_std", "n_seed", "n_lost", "n_trial", "start_test"),
-            *("p_best", "point"),
+            *(*GROUP, "metric", "status", "dev", "test", "test_std", "n_seed", "n_lost", "n_trial"),
+            *("highest", "lowest", "start_test", "p_best", "point"),
         ),
         data=tuple(data),
     )
@@ -107,9 +107,13 @@ def _p_best(choice: Choice, best: Choice | None) -> float:
 
 def _cell(choice: Choice, best: Choice | None) -> Cell:
     if best is not None and not choice.lacks and f"{100 * choice.test:.1f}" == f"{100 * best.test:.1f}":
-        return Cell(_score(choice), bold=True)  # compared as printed: what looks equal is equally bold
+        return Cell(_marked(_score(choice), choice.edge), bold=True)  # compared as printed: what looks equal is bold
     tied = _p_best(choice, best) > paired.LEVEL
-    return Cell(_score(choice) + (" ≈" if tied else ""))
+    return Cell(_marked(_score(choice), "≈" if tied else "", choice.edge))
+
+
+def _marked(score: str, *marks: str) -> str:
+    return " ".join(filter(None, (score, *marks)))
 
 
 def _score(choice: Choice) -> str:
@@ -172,6 +176,7 @@ def _accuracy_data(runs: list[Row], choice: Choice, p_best: float) -> tuple[str,
         choice.status,
         *(fixed(value, 6) for value in (choice.dev, choice.test, choice.test_std)),
         *(str(choice.n_seed), str(choice.n_lost), str(choice.n_trial)),
+        *(" ".join(choice.highest), " ".join(choice.lowest)),
         fixed(fmean(start) if start else math.nan, 6),
         fixed(p_best, 6),
         choice.point or "",

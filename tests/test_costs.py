@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_analysis import accuracy, end_line, eval_line, read, run_line, whole_run, write
 
-from analysis import build, costs, paired, plan, published, render
+from analysis import build, costs, edges, paired, plan, published, render
 from analysis.select import choose
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,12 +197,12 @@ def test_a_plan_knows_missing_seeds(tmp_path: Path) -> None:
     assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
     text = (folder / "tables/accuracy.md").read_text()
     shown = dict(line[2:-2].split(" | ")[:2] for line in text.splitlines() if line.startswith("| "))
-    assert shown["adamw"] == "**72.0 ± 2.0 (3)**"
-    assert shown["sgd"] == "71.3 ± 2.1 (3) ≈"
+    assert shown["adamw"] == "**72.0 ± 2.0 (3) ↓**"
+    assert shown["sgd"] == "71.3 ± 2.1 (3) ≈ ↓"
     assert shown["sgd_momentum"] == "99.0 ± 0.0 (3)"
-    assert shown["zo_adam"] == "60.5 ± 0.7 (2 of 3)"
-    assert shown["zo_adamw"] == "72.0 ± 1.4 (2 of 3)"
-    assert shown["zo_sgd"] == "94.0 ± 1.4 (2)"
+    assert shown["zo_adam"] == "60.5 ± 0.7 (2 of 3) ↓"
+    assert shown["zo_adamw"] == "72.0 ± 1.4 (2 of 3) ↓"
+    assert shown["zo_sgd"] == "94.0 ± 1.4 (2) ↓"
     assert "Neither is said of a cell with fewer seeds or trials than planned." in text
     missing = text.partition("## Not run yet\n\n")[2].splitlines()
     assert missing == [
@@ -315,6 +315,13 @@ def test_ours_stand_beside_published(tmp_path: Path) -> None:
         ("49.5", "50.0", "+0.5"),
         ("2", "1.1 (batch 16, x86_64, 2 CPUs)", "-0.9"),
     ]
+    assert edges.EXPLAINED not in table.caption
+    whole_run(tmp_path, lr=1.0, dev=0.1)
+    records = read(tmp_path)
+    table = published.compare(records.runs, choose(records.runs), theirs, "demo")
+    marked = [row[6].text.endswith(" ↓") for row in table.sections[0].rows]
+    assert marked == [True, True, False, False, False, False]
+    assert edges.EXPLAINED in table.caption
 
 
 PAIRS: list[tuple[dict[str, str], dict[str, Any]]] = [  # a published row, and the run of ours that it is of

@@ -82,6 +82,20 @@ def test_readme_shows_the_table(suite: str) -> None:
         assert "\n".join(rows) in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("suite", ["lab", "lab_schemes", "zobench_sst2_lab"])
+def test_a_page_says_how_many_searches_ended_at_the_edge_of_their_grid(suite: str) -> None:
+    with (ROOT / "results" / suite / "tables/accuracy.csv").open(newline="") as file:
+        searches = [row for row in csv.DictReader(file) if int(row["n_trial"]) > 1]
+    largest, smallest = (sum("lr" in row[name].split() for row in searches) for name in ("highest", "lowest"))
+    page = " ".join((ROOT / "results" / suite / "README.md").read_text().split())
+    said = re.search(
+        r"largest of its grid \(↑ in the table\) in (\d+) of (\d+) searches(?: and .* \(↓\) in (\d+))?", page
+    )
+    assert said
+    assert (int(said[1]), int(said[2])) == (largest, len(searches))
+    assert said[3] is None or int(said[3]) == smallest
+
+
 def test_every_file_that_the_docs_link_is_there() -> None:
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("results/*/README.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -27,6 +27,8 @@ def test_an_entry_says_all_that_the_page_shows(tmp_path: Path) -> None:
     entries, parts = board.entries(read(tmp_path), {})
     (entry,) = entries
     assert (entry["optimizer"], entry["score"], entry["seeds"], entry["trials"]) == ("zo_sgd", 75.0, 2, 2)
+    assert entry["edge"] == "↓"
+    assert "| 2 ↓ | no |" in leaderboard.render.markdown(leaderboard.table(entries))
     assert (entry["forwards"], entry["seconds"], entry["memory"], entry["overhead"]) == (402, 22.0, 1.0, None)
     assert (entry["verified"], entry["confirmed"], entry["hardware"]) == (0, False, "x86_64, 2 CPUs")
     assert entry["curve"] == [[0, 50, 50, 50], [200, 60, 60, 60], [400, 80, 80, 80]]

@@ -9,6 +9,7 @@ const MISSING = "—";
 const number = (value, digits) => value === null || value === undefined ? MISSING
   : value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const score = (e) => number(e.score, 1) + (e.std === null ? "" : ` ± ${number(e.std, 1)}`);
+const trials = (e) => number(e.trials, 0) + (e.edge && ` ${e.edge}`);
 const verdict = (e) => e.verified === 0 ? "no" : !e.confirmed ? `${e.verified} of ${e.runs.length}`
   : e.seeds >= 3 ? "yes" : `yes (${e.seeds} ${e.seeds === 1 ? "seed" : "seeds"})`;
 
@@ -52,7 +53,7 @@ const columns = [
   names("hardware", "hardware", 7),
   numbers("memory", "peak GiB", 3, (e) => number(e.memory, 3)),
   numbers("overhead", "overhead", 8, (e) => number(e.overhead, 2)),
-  numbers("trials", "trials", 6, (e) => number(e.trials, 0)),
+  numbers("trials", "trials", 6, trials),
   numbers("verified", "verified", 3, verdict, { hozAlign: "left", headerHozAlign: "left", formatter: (cell) =>
     make("span", (cell.getData().confirmed ? "✓ " : "") + verdict(cell.getData()),
       { className: cell.getData().confirmed ? "yes" : "no" }) }),
@@ -201,7 +202,7 @@ function open(e) {
   fact("hardware", e.hardware);
   fact("peak memory, GiB", `${number(e.memory, 3)} (${e.memory_kind})`);
   fact("overhead", e.overhead === null ? "not measured" : number(e.overhead, 2));
-  fact("tuning trials", number(e.trials, 0));
+  fact("tuning trials", trials(e));
   fact("precision", e.precision);
   fact("suite", e.suite);
   fact("verified", verdict(e));
