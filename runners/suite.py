@@ -129,20 +129,27 @@ def load(name: str, scale: str | None) -> tuple[Suite, str]:
     return Suite(**merged), f"results/{name}" if other is None else f"results/{name}_{other}"
 
 
-def points_of(suite: Suite, out: str, more: Sequence[str]) -> list[list[Point]]:
+def points_of(suite: Suite, out: str, more: Sequence[str], only: Sequence[str] = ()) -> list[list[Point]]:
     """The points of each kind of run: those of the optimizer's grid for its scheme where there is a search, else one.
 
     Args:
         out: folder of the records.
         more: overrides that every run takes in the end.
+        only: what the runs that are wanted name, see `Point.is_named`; () is all. What is wrong with others, such as
+            that their model is not there, is no problem then.
 
     Raises:
-        ConfigError: with the problems of all runs.
+        ConfigError: with the problems of all runs that are wanted.
     """
     lines = [last_of_each([f"out={out}", *suite.common, *line, *more, "progress=false"]) for line in suite.runs]
     asked = [kind for line in lines for kind in expand(line)]
     problems: list[str] = []
-    found = [_points(overrides, bool(suite.tune_seeds), problems) for overrides in asked]
+    found = []
+    for overrides in asked:
+        points, wrong = _points(overrides, bool(suite.tune_seeds))
+        found.append(points)
+        if not (only and points) or points[0].is_named(only):
+            problems += wrong
     searched = [(points, kind) for points, kind in zip(found, asked, strict=True) if _trains(points)]
     sizes = {len(points): label(kind) for points, kind in searched}
     if not problems and len(sizes) > 1:
@@ -191,12 +198,11 @@ def _problems(suite: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _points(kind: list[str], search: bool, problems: list[str]) -> list[Point]:
-    """The points of a kind; what is wrong goes to ``problems``."""
-    config, found = compose(kind)
-    if config is None or found:
-        problems += found
-        return []
+def _points(kind: list[str], search: bool) -> tuple[list[Point], list[str]]:
+    """The points of a kind, and what is wrong with them; none if they cannot be told."""
+    config, problems = compose(kind)
+    if config is None or problems:
+        return [], problems
     grid: Mapping[str, list[Any]] = {}
     if search and "search" in config["optimizer"]:  # one that trains nothing has nothing to search
         grids = config["optimizer"]["search"]
@@ -211,9 +217,10 @@ def _points(kind: list[str], search: bool, problems: list[str]) -> list[Point]:
             overrides.append(f"optimizer.{key}={value}")
         spec, wrong = check(varied)
         problems += wrong
-        if spec is not None and not wrong:
-            points.append(Point(tuple(last_of_each(overrides)), spec))
-    return points
+        if spec is None:
+            return [], problems
+        points.append(Point(tuple(last_of_each(overrides)), spec))
+    return points, problems
 
 
 def _trains(points: list[Point]) -> bool:

@@ -69,8 +69,9 @@ def sweep(arguments: Sequence[str]) -> int:
     options = [a.removeprefix("launcher.") for a in arguments if a.startswith("launcher.")]
     more = [a for a in arguments if a.split("=")[0] not in OWN and not a.startswith("launcher.")]
     suite, out = _suite(own, more)
-    all_points = points_of(suite, out, more)
-    points = [kind for kind in all_points if "only" not in own or kind[0].is_named(own["only"].split(","))]
+    only = own["only"].split(",") if "only" in own else []
+    all_points = points_of(suite, out, more, only)
+    points = [kind for kind in all_points if not only or kind[0].is_named(only)]
     if not points:
         raise ConfigError([f"only={own['only']}: no run of suite {own['suite']} names it"])
     folder = Path(points[0][0].spec.config["out"])

@@ -723,10 +723,12 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         "plots": {"load", "select", "variants"},
         "profile_rows": {"load"},
         "profile_tables": {"profile_rows", "render"},
+        "profile_beside": {"profile_rows", "render"},
         "profile_fits": {"profile_rows", "render"},
         "profile_plots": {"plots", "profile_rows"},
         "profile_build": {
-            *("load", "plots", "profile_fits", "profile_plots", "profile_rows", "profile_tables", "render"),
+            *("load", "plots", "profile_beside", "profile_fits", "profile_plots", "profile_rows", "profile_tables"),
+            "render",
         },
         "build": {
             *("costs", "load", "plan", "plots", "profile_build", "profile_rows", "published", "render", "select"),

@@ -278,6 +278,7 @@ def test_an_unforeseen_error_is_recorded_and_the_run_goes_on(lab: Lab, fail_once
     end = json.loads(lab.path().read_text().splitlines()[-1])
     assert (end["status"], end["reason"]) == ("failed", "RuntimeError: the roof fell in")
     assert "Traceback" in end["traceback"]
+    assert 'File "zobench/train.py"' in end["traceback"]
     assert lab.run().end["metrics"] == whole.end["metrics"]
 
 

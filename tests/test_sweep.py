@@ -99,6 +99,19 @@ def test_a_suite_of_another_form(cli: Cli, make_suite: MakeSuite, keys: dict[str
     assert any(f"conf/suite/pair.yaml: {problem}" in line for line in ran.err.splitlines()), ran.err
 
 
+def test_what_is_not_asked_for_need_not_be_there(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path
+) -> None:
+    arguments = make_suite(runs=[["optimizer=sgd"], ["model=opt-lab", "optimizer=adamw"]], seeds=[1], tune_seeds=[])
+    ran = cli(sweep, *arguments)
+    assert (ran.code, here) == (2, [])
+    assert ran.err == "error: model.path: needs a folder, since model.hub names no repository\n"
+    ran = cli(sweep, *arguments, "only=sgd")
+    assert (ran.code, ran.err, len(here)) == (0, "", 1)
+    plan = json.loads((tmp_path / "pair" / "plan.json").read_text())
+    assert [cell["model"] for cell in plan["cells"]] == ["tiny", "opt-lab"]
+
+
 def test_slurm_where_there_is_none(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(launch, "_installed", lambda _: False)
     ran = cli(sweep, "suite=demo", "only=zo_sgd", "launcher=slurm", f"out={tmp_path / 'demo'}")
@@ -276,7 +289,7 @@ def test_a_dry_run_asks_the_profiles_where_no_record_is_alike() -> None:
     more = forecast.of(spec_of([*overrides, "precision=bf16", "budget.n_eval=50", "budget.amount=80000"]))
     assert more.seconds is not None
     assert more.seconds > 2 * half.seconds
-    unmeasured = forecast.of(spec_of([*overrides, "precision=bf16", "optimizer=mezo_svrg"]))
+    unmeasured = forecast.of(spec_of([*overrides, "precision=fp32", "optimizer=hybrid"]))
     assert (unmeasured.seconds, unmeasured.basis) == (None, None)
     assert unmeasured.bytes is not None
     nowhere = Forecast([], Path("no such folder")).of(spec_of([*overrides, "precision=bf16"]))

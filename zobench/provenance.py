@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import subprocess
+import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def git() -> dict[str, Any]:
         return {"sha": sha, "dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return {"sha": os.environ.get("ZOBENCH_GIT_SHA"), "dirty": None}
+
+
+def trace() -> str:
+    """The traceback of the error at hand, without the place of the checkout: records are given to others."""
+    return traceback.format_exc().replace(f"{Path(__file__).resolve().parents[1]}{os.sep}", "")
 
 
 def versions() -> dict[str, str]:

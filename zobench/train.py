@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -79,7 +78,7 @@ class Loop:
             raise
         except Exception as error:
             if self.record.rows:
-                self._finish("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+                self._finish("failed", f"{type(error).__name__}: {error}", provenance.trace())
             raise
         finally:
             self.trail.close(self.record.status in FINISHED)
