@@ -722,7 +722,7 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         "published": {"edges", "lines", "render", "select", "variants"},
         "plots": {"load", "select", "variants"},
         "profile_rows": {"load"},
-        "profile_tables": {"profile_rows", "render"},
+        "profile_tables": {"profile_beside", "profile_rows", "render"},
         "profile_beside": {"profile_rows", "render"},
         "profile_fits": {"profile_rows", "render"},
         "profile_plots": {"plots", "profile_rows"},
