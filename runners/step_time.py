@@ -139,7 +139,7 @@ def _took(row: Mapping[str, Any]) -> Took | None:
     if row.get("status") != "completed":
         return None
     try:
-        precision: Any = OmegaConf.to_container(OmegaConf.load(CONF / "precision" / f"{row['precision']}.yaml"))
+        precision = _precision(row["precision"])
         masters = 4 * row["n_trainable"] if precision["rounding"] == "master" else 0
         again = 1 if row["gradient_checkpointing"] else 0
         work = Work(
@@ -150,6 +150,11 @@ def _took(row: Mapping[str, Any]) -> Took | None:
         return Took(work, float(row["step_ms"]), float(row["forward_ms"]))
     except (KeyError, TypeError, OSError):  # an older row, or of what is no longer there
         return None
+
+
+@cache
+def _precision(name: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(CONF / "precision" / f"{name}.yaml"))
 
 
 @cache
