@@ -48,6 +48,7 @@ class RunConfig:
     micro_batch_size: int | None = field(default=MISSING, metadata={"range": Range(least=1)})
     loss: str = MISSING
     cuda_graphs: bool = MISSING
+    compile: bool = MISSING
     start: str | None = MISSING
     calibration: str = MISSING
     log_every: int = field(default=MISSING, metadata={"range": Range(least=1)})

@@ -36,11 +36,14 @@ class Body:
 
     Args:
         model: a transformers language model, or peft around one. ``module``: the part of it that is run.
+        compiled: whether torch.compile makes kernels of it when it first runs; hooks that modules get after that are
+            not called.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
         base = base_of(model)
         self.module: nn.Module = getattr(base, base.base_model_prefix)
+        self._forward: Any = torch.compile(self.module) if compiled else self.module
         self._virtual = virtual_of(model)
         self._masked = is_masked(base)
         self._positions = positions_of(self.module) if self._masked else None
@@ -56,7 +59,7 @@ class Body:
         virtual = self._virtual
         with nullcontext({"input_ids": ids}) if virtual is None else virtual.before(ids) as given:
             more = self._surroundings(ids.shape[1], lengths) if self._masked else {"use_cache": False}
-            hidden: Tensor = self.module(**given, **more).last_hidden_state
+            hidden: Tensor = self._forward(**given, **more).last_hidden_state
         return hidden if virtual is None else hidden[:, virtual.n_output :]
 
     def _surroundings(self, width: int, lengths: Tensor) -> dict[str, Tensor]:

@@ -1,10 +1,13 @@
-"""Settings of task, loss, scoring and baselines that are right one by one and cannot work together."""
+"""Settings of task, loss, scoring, baselines and compiling that are right one by one and cannot work together."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING
 
 from zobench.losses import Loss
+from zobench.optim.forward_grad import ForwardGrad
 
 if TYPE_CHECKING:
     from zobench.run import RunSpec
@@ -14,7 +17,7 @@ OF_GENERATION: tuple[Loss, ...] = ("teacher_forcing", "f1")
 
 def misfits(spec: RunSpec) -> list[str]:
     """One line each."""
-    return [*_of_loss(spec), *_of_calibration(spec), *_of_no_training(spec)]
+    return [*_of_loss(spec), *_of_calibration(spec), *_of_no_training(spec), *_of_attention(spec), *_of_compile(spec)]
 
 
 def _of_loss(spec: RunSpec) -> list[str]:
@@ -64,4 +67,25 @@ def _of_no_training(spec: RunSpec) -> list[str]:
     n_train = spec.task.sizes["train"]
     if n_train is not None and n > n_train:
         found.append(f"optimizer.demonstrations={n}: task.n_train={n_train} has fewer examples")
+    return found
+
+
+def _of_attention(spec: RunSpec) -> list[str]:
+    if spec.steps_by(ForwardGrad) and spec.model.attention == "flash_attention_2":
+        return ["model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager"]
+    return []
+
+
+def _of_compile(spec: RunSpec) -> list[str]:
+    if not spec.compile:
+        return []
+    found = []
+    if not spec.is_zo or spec.steps_by(ForwardGrad):
+        found.append("compile=true: is for the forwards of zeroth-order methods, and this optimizer makes none")
+    if spec.model.device_map is not None:
+        found.append(f"compile=true: is for a model on one device, and model.device_map={spec.model.device_map}")
+    variable, usual = ("CXX", ("g++", "clang++")) if spec.device.type == "cpu" else ("CC", ("gcc", "clang"))
+    names = [os.environ[variable]] if os.environ.get(variable) else list(usual)
+    if not any(map(shutil.which, names)):
+        found.append(f"compile=true: needs a compiler, and there is no {' or '.join(names)}; {variable} may name one")
     return found

@@ -118,6 +118,7 @@ class TaskObjective:
             the mean token F1 of the texts that the model writes. It counts as one forward, as each token of prompt and
             text runs through the model once; the tokens written count besides those of the prompts.
         score: what makes whole forwards without a graph of autograd; None is the scorer itself.
+        plain: the same without CUDA graphs of its own.
         gradients: what makes gradients; None is autograd.
         slopes: what makes exact slopes of whole forwards; None is `forward_mode.jvp`.
         n_minibatch: how many minibatches this one is as large as.
@@ -132,6 +133,7 @@ class TaskObjective:
     loss: Loss = "cross_entropy"
     minibatches: Others | None = None
     score: Callable[[Batch], Tensor] | None = None
+    plain: Callable[[Batch], Tensor] | None = None
     gradients: Gradients | None = None
     slopes: Slopes | None = None
     writer: Writer | None = None
@@ -153,7 +155,7 @@ class TaskObjective:
     @torch.no_grad()
     def loss_of(self, parts: Sequence[Batch], start: int, *, graphed: bool = True) -> Tensor:
         """() float32: the mean loss of parts on the device, from layer ``start`` up. graphed: see ``score``."""
-        return losses.mean(self.loss, self._scores(parts, start, graphed), parts)
+        return losses.mean(self.loss, self._scores(parts, start, self.score if graphed else self.plain), parts)
 
     def per_example(self) -> Tensor:
         """(B,) float32: the loss of each example, see `losses.differentiable`; one forward."""
@@ -178,7 +180,7 @@ class TaskObjective:
         parts = self._ready()
         if self.slopes is not None and self.layer == 0:
             return self.slopes(self.loss, parts, tangent)
-        return jvp(self.scorer, lambda: losses.mean(self.loss, self._scores(parts, start, False), parts), tangent)
+        return jvp(self.scorer, lambda: losses.mean(self.loss, self._scores(parts, start, None), parts), tangent)
 
     def above(self, layer: int) -> TaskObjective:
         return replace(self, layer=min(layer, len(self.layers)))  # what is kept stays with it
@@ -216,10 +218,10 @@ class TaskObjective:
     def _n_example(self) -> int:
         return sum(part.n_example for part in self.parts)
 
-    def _scores(self, parts: Sequence[Batch], start: int, graphed: bool) -> list[Tensor]:
+    def _scores(self, parts: Sequence[Batch], start: int, score: Callable[[Batch], Tensor] | None) -> list[Tensor]:
         """Of each part, from layer ``start`` up; what layer ``self.layer`` - 1 puts out is kept for the next time."""
-        if self.layer == 0 and self.score is not None and graphed:
-            return [self.score(part) for part in parts]
+        if self.layer == 0 and score is not None:
+            return [score(part) for part in parts]
         made: list[Any] = []
         found = []
         for i, part in enumerate(parts):

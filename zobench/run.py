@@ -65,6 +65,7 @@ class RunSpec:
     loss: Loss
     micro_batch_size: int | None
     cuda_graphs: bool
+    compile: bool
     start: Literal["linear_probe"] | None
     calibration: Calibration
     device: torch.device
@@ -72,17 +73,18 @@ class RunSpec:
 
     @property
     def is_zo(self) -> bool:
-        return self._steps_by(ZOOptimizer)
+        return self.steps_by(ZOOptimizer)
 
     @property
     def trains(self) -> bool:
-        return not self._steps_by(NoTraining)
+        return not self.steps_by(NoTraining)
 
     @property
     def n_demonstration(self) -> int:
         return 0 if self.trains else int(getattr(self.make_optimizer, "keywords", {}).get("demonstrations", 0))
 
-    def _steps_by(self, kind: type) -> bool:
+    def steps_by(self, kind: type) -> bool:
+        """Whether its optimizer is of a class."""
         made = getattr(self.make_optimizer, "func", self.make_optimizer)
         return isinstance(made, type) and issubclass(made, kind)
 
@@ -102,15 +104,13 @@ class RunSpec:
             found.append(
                 f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
             )
-        forward_mode = self._steps_by(ForwardGrad)
+        forward_mode = self.steps_by(ForwardGrad)
         backward = self.trains and not self.is_zo
         if (backward or forward_mode) and self.loss not in DIFFERENTIABLE:
             found.append(
                 f"loss={self.loss}: has no gradient; use a zeroth-order optimizer, "
                 f"or loss={' or '.join(DIFFERENTIABLE)}"
             )
-        if forward_mode and self.model.attention == "flash_attention_2":
-            found.append("model.attention=flash_attention_2: has no forward-mode derivative; use sdpa or eager")
         if backward and self.precision.rounding == "stochastic":
             found.append(
                 f"precision={self.precision.name}: torch optimizers do not round stochastically; "
@@ -178,6 +178,7 @@ class Bench:
     meter: Meter
     layers: Layers
     score: Callable[[Batch], torch.Tensor]  # forwards without autograd
+    plain: Callable[[Batch], torch.Tensor]  # the same without CUDA graphs
     gradients: GraphedGradients | None = None  # None: by autograd
     slopes: GraphedSlopes | None = None  # None: by `forward_mode.jvp`
     writer: Writer | None = None  # of a generation task
@@ -197,8 +198,8 @@ class Bench:
         first = step * self.optimizer.minibatches
         return TaskObjective(
             self.scorer, self.layers, self.minibatches.of_step(first), self.meter, self.spec.loss,
-            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.gradients,
-            self.slopes, self.writer, later=self.later,
+            Others(lambda j: self.minibatches.of_step(first + j), self.minibatches.all), self.score, self.plain,
+            self.gradients, self.slopes, self.writer, later=self.later,
         )  # fmt: skip
 
     def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
@@ -256,6 +257,7 @@ def build(spec: RunSpec) -> Bench:
     # A graph is of one device, and copies between devices that accelerate's hooks make cannot be captured.
     graphed = spec.cuda_graphs and spec.device.type == "cuda" and not placement.spread(model)
     optimizer, later = make_optimizer(spec, model, len(layers)), None
+    plain = Scorer(model, compiled=True) if spec.compile else scorer
     if graphed and isinstance(optimizer, ZOOptimizer):
         from zobench.engine.queue import Queue  # it needs Triton
 
@@ -265,7 +267,7 @@ def build(spec: RunSpec) -> Bench:
         spec=spec, model=model, tokenizer=tokenizer, scorer=scorer, minibatches=minibatches, data=data,
         nulls=given.nulls, optimizer=optimizer, rows={**rows, **given.rows},
         source=loaded.source, pad_id=pad_id, meter=meter, layers=layers,
-        score=GraphedScorer(scorer) if graphed else scorer, later=later,
+        score=GraphedScorer(plain) if graphed else plain, plain=plain, later=later,
         gradients=GraphedGradients(scorer, list(model.parameters()), Captures()) if graphed else None,
         slopes=GraphedSlopes(scorer, Captures()) if graphed else None,
         writer=_writer(spec, model, tokenizer, pad_id) if spec.task.kind == "generation" else None,

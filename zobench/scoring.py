@@ -137,11 +137,12 @@ class Scorer:
         model: a transformers language model, or peft around one. ``body``: the part of it whose output the head reads;
             a forward of this scorer runs the body as a module. ``head``: the output embedding, of whose weight it reads
             rows.
+        compiled: see `Body`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
         self.model = model
-        self._run, self._head = Body(model), Head(model)
+        self._run, self._head = Body(model, compiled=compiled), Head(model)
         self.body, self.head = self._run.module, self._head.embedding
 
     def hidden(self, batch: Batch) -> Tensor:
