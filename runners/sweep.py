@@ -129,6 +129,14 @@ def _writable(folder: Path) -> None:
         raise ConfigError([f"out={folder}: cannot be written ({error.strerror})"]) from error
 
 
+def _taken(run: Run) -> Path | None:
+    """See `elsewhere.taken`; what cannot be copied is run."""
+    try:
+        return elsewhere.taken(run)
+    except OSError:
+        return None
+
+
 class Sweep:
     """The phases of a suite: the search, whose points are compared on dev alone, and the final runs."""
 
@@ -176,7 +184,7 @@ class Sweep:
         self._launch.wait_for_earlier()
         left = [run for run in runs.values() if not has_result(run)]
         free = [run for run in left if not is_held(run.path)]
-        sources = Counter(path.parent.name for run in free if (path := elsewhere.taken(run)) is not None)
+        sources = Counter(path.parent.name for run in free if (path := _taken(run)) is not None)
         for source, n in sources.items():
             self._view.say(f"{n} of {len(runs)} runs are those of {source}, whose records are taken")
         left = [run for run in left if not has_result(run)]

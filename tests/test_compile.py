@@ -61,7 +61,7 @@ def _problems(*overrides: str) -> list[str]:
 @pytest.mark.parametrize("optimizer", ["adamw", "forward_grad", "hybrid", "none"])
 def test_it_is_for_forwards_of_zeroth_order_methods(optimizer: str) -> None:
     assert _problems(f"optimizer={optimizer}", "compile=true") == [
-        "compile=true: is for the forwards of zeroth-order methods, and this optimizer makes none"
+        f"compile=true: is for methods that compare losses of plain forwards, and optimizer={optimizer} does not"
     ]
 
 

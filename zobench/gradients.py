@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +10,12 @@ import torch
 from torch import Tensor
 
 from zobench import losses
-from zobench.engine.capture import Captures
+from zobench.engine.capture import Captures, Recent
 from zobench.losses import Loss
 from zobench.scoring import Batch
 
 Score = Callable[[Batch], Tensor]
 Gradients = Callable[[Loss, Sequence[Batch]], Tensor]
-KEPT = 128  # graphs: more than the shapes of a task's minibatches
 
 
 def by_autograd(score: Score, loss: Loss, parts: Sequence[Batch]) -> Tensor:
@@ -64,7 +61,7 @@ class GraphedGradients:
 
     def __init__(self, score: Score, weights: Sequence[Tensor], captures: Captures) -> None:
         self._score, self._weights, self._captures = score, list(weights), captures
-        self._known: OrderedDict[object, _Captured | None] = OrderedDict()
+        self._known: Recent[object, _Captured | None] = Recent()
         self.why_eager: str | None = None  # why no graph is used any more
 
     def __call__(self, loss: Loss, parts: Sequence[Batch]) -> Tensor:
@@ -73,31 +70,23 @@ class GraphedGradients:
             return by_autograd(self._score, loss, parts)
         (part,) = parts
         train = tuple(w.requires_grad for w in self._weights)
-        key = loss, train, tuple((name, tuple(tensor.shape)) for name, tensor in part.tensors.items())
+        key = loss, train, part.shapes
         if key not in self._known:  # optimizers make their states after the first gradient, and few shapes come once
-            self._keep(key, None)
+            self._known.keep(key, None)
             return by_autograd(self._score, loss, parts)
         found = self._known[key] or self._capture(loss, part)
         if found is None:
             return by_autograd(self._score, loss, parts)
-        self._keep(key, found)
-        for name, tensor in part.tensors.items():
-            found.given.tensors[name].copy_(tensor)
+        self._known.keep(key, found)
+        found.given.take(part)
         found.graph.replay()
         for weight, grad in found.grads:
             weight.grad = grad
         return found.loss.clone()
 
-    def _keep(self, key: object, found: _Captured | None) -> None:
-        self._known[key] = found
-        self._known.move_to_end(key)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
-
     def _capture(self, loss: Loss, part: Batch) -> _Captured | None:
         """A graph of one shape, its input a copy of the part; None if that cannot be."""
-        copies: dict[str, Any] = {name: tensor.clone() for name, tensor in part.tensors.items()}
-        given = dataclasses.replace(part, **copies)
+        given = part.twin()
         mean = torch.zeros((), device=part.labels.device)
         try:
             graph = self._captures.of(lambda: mean.copy_(by_autograd(self._score, loss, [given])))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from zobench.engine.capture import Captures
+from zobench.engine.capture import Captures, Recent
 from zobench.scoring import Batch
 
-KEPT = 128  # graphs: more than the shapes of a task's minibatches
 WARM_UP = 2  # eager calls before a capture, in which libraries make their workspaces
 
 
@@ -38,7 +34,7 @@ class GraphedScorer:
 
     def __init__(self, score: Callable[[Batch], Tensor]) -> None:
         self._score = score
-        self._captured: OrderedDict[tuple[object, ...], _Captured] = OrderedDict()
+        self._captured: Recent[tuple[object, ...], _Captured] = Recent()
         self._captures = Captures()
         self.why_eager: str | None = None  # why no graph is used any more
 
@@ -47,29 +43,25 @@ class GraphedScorer:
         """See ``score``. The result is the caller's own."""
         if self.why_eager is not None:
             return self._score(batch)
-        shape = tuple((name, tuple(tensor.shape)) for name, tensor in batch.tensors.items())
+        shape = batch.shapes
         if shape not in self._captured:
             try:
-                self._captured[shape] = self._capture(batch)
+                self._captured.keep(shape, self._capture(batch))
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 self.why_eager = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 self._captured.clear()
                 return self._score(batch)
-            if len(self._captured) > KEPT:
-                self._captured.popitem(last=False)
         found = self._captured[shape]
         self._captured.move_to_end(shape)
-        for name, tensor in batch.tensors.items():
-            found.given.tensors[name].copy_(tensor)
+        found.given.take(batch)
         found.graph.replay()
         return found.scores.clone()
 
     def _capture(self, batch: Batch) -> _Captured:
         """A graph of one shape, its input a copy of the batch."""
-        copies: dict[str, Any] = {name: tensor.clone() for name, tensor in batch.tensors.items()}
-        given = dataclasses.replace(batch, **copies)
+        given = batch.twin()
         current, stream = torch.cuda.current_stream(), self._captures.stream
         stream.wait_stream(current)
         with torch.cuda.stream(stream):

@@ -80,8 +80,11 @@ def _of_compile(spec: RunSpec) -> list[str]:
     if not spec.compile:
         return []
     found = []
-    if not spec.is_zo or spec.steps_by(ForwardGrad):
-        found.append("compile=true: is for the forwards of zeroth-order methods, and this optimizer makes none")
+    if not spec.is_zo or spec.steps_by(ForwardGrad):  # hybrid's slopes compare a forward with that of its backward
+        name = spec.config["optimizer"]["name"]
+        found.append(
+            f"compile=true: is for methods that compare losses of plain forwards, and optimizer={name} does not"
+        )
     if spec.model.device_map is not None:
         found.append(f"compile=true: is for a model on one device, and model.device_map={spec.model.device_map}")
     variable, usual = ("CXX", ("g++", "clang++")) if spec.device.type == "cpu" else ("CC", ("gcc", "clang"))

@@ -53,6 +53,21 @@ class Batch:
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return replace(self, **moved)
 
+    def twin(self) -> Batch:
+        """A copy in memory of its own, for a CUDA graph to read."""
+        copies: dict[str, Any] = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        return replace(self, **copies)
+
+    def take(self, other: Batch) -> None:
+        """The tensors of another batch of the same shapes, into this one's memory."""
+        for name, tensor in other.tensors.items():
+            self.tensors[name].copy_(tensor)
+
+    @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Of all its tensors."""
+        return tuple((name, tuple(tensor.shape)) for name, tensor in self.tensors.items())
+
 
 def n_row(options: Sequence[Sequence[int]]) -> int:
     """Rows of an example with options of several tokens, see `Batch`; ``options``: their tokens."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +10,13 @@ import torch
 from torch import Tensor
 
 from zobench import losses
-from zobench.engine.capture import Captures
+from zobench.engine.capture import Captures, Recent
 from zobench.engine.tangents import Tangents
 from zobench.forward_mode import Tangent, jvp
 from zobench.losses import Loss
 from zobench.scoring import Batch, Scorer
 
 Slopes = Callable[[Loss, Sequence[Batch], Tangent], tuple[Tensor, Tensor]]
-KEPT = 128  # graphs: more than the shapes of a task's minibatches
 
 
 @dataclass
@@ -46,7 +43,7 @@ class GraphedSlopes:
 
     def __init__(self, scorer: Scorer, captures: Captures) -> None:
         self._scorer, self._captures = scorer, captures
-        self._known: OrderedDict[object, _Captured | None] = OrderedDict()
+        self._known: Recent[object, _Captured | None] = Recent()
         self.why_eager: str | None = None  # why no graph is used any more
 
     def __call__(self, loss: Loss, parts: Sequence[Batch], tangent: Tangent) -> tuple[Tensor, Tensor]:
@@ -54,17 +51,16 @@ class GraphedSlopes:
         if self.why_eager is not None or len(parts) > 1 or not isinstance(tangent, Tangents):
             return self._eager(loss, parts, tangent)
         (part,) = parts
-        key = loss, tangent.kind, tuple((name, tuple(tensor.shape)) for name, tensor in part.tensors.items())
+        key = loss, tangent.kind, part.shapes
         if key not in self._known:  # kernels are compiled then, and few shapes come once
-            self._keep(key, None)
+            self._known.keep(key, None)
             return self._eager(loss, parts, tangent)
         captured = self._known[key] or self._capture(loss, part, tangent)
         if captured is None:
             return self._eager(loss, parts, tangent)
-        self._keep(key, captured)
-        for name, tensor in part.tensors.items():
-            captured.given.tensors[name].copy_(tensor)
-        captured.words.copy_(_sent(tangent.words, captured.words.device))
+        self._known.keep(key, captured)
+        captured.given.take(part)
+        captured.words.copy_(tangent.words(captured.words.device))
         captured.graph.replay()
         value, slope = captured.found.clone()
         return value, slope
@@ -72,18 +68,11 @@ class GraphedSlopes:
     def _eager(self, loss: Loss, parts: Sequence[Batch], tangent: Tangent) -> tuple[Tensor, Tensor]:
         return jvp(self._scorer, lambda: losses.mean(loss, [self._scorer(part) for part in parts], parts), tangent)
 
-    def _keep(self, key: object, found: _Captured | None) -> None:
-        self._known[key] = found
-        self._known.move_to_end(key)
-        if len(self._known) > KEPT:
-            self._known.popitem(last=False)
-
     def _capture(self, loss: Loss, part: Batch, tangent: Tangents) -> _Captured | None:
         """A graph of one shape, its input a copy of the part; None if that cannot be."""
-        copies: dict[str, Any] = {name: tensor.clone() for name, tensor in part.tensors.items()}
-        given = dataclasses.replace(part, **copies)
+        given = part.twin()
         device = part.labels.device
-        words = _sent(tangent.words, device)
+        words = tangent.words(device)
         found = torch.zeros(2, device=device)
         try:
             graph = self._captures.of(
@@ -94,7 +83,3 @@ class GraphedSlopes:
             self._known.clear()
             return None
         return _Captured(graph, given, words, found)
-
-
-def _sent(words: Tensor, device: torch.device) -> Tensor:
-    return words.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else words

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+KEPT = 128  # graphs
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def one_stream(device: torch.device) -> None:
@@ -33,6 +38,17 @@ def default_stream_too(device: torch.device) -> Iterator[None]:
         yield
     finally:
         current.wait_stream(default)
+
+
+class Recent(OrderedDict[K, V]):
+    """What was kept last, of more shapes than a task's minibatches have."""
+
+    def keep(self, key: K, value: V) -> None:
+        """The newest; the oldest goes if there are too many."""
+        self[key] = value
+        self.move_to_end(key)
+        if len(self) > KEPT:
+            self.popitem(last=False)
 
 
 class Captures:

@@ -91,7 +91,7 @@ class CudaEngine:
             on = launch.table.device, launch.apart
             if on not in params:
                 array = values_of(streams, scale, rounding, rule, keep, apart=launch.apart)
-                params[on] = _on_device(array, launch.table.device)
+                params[on] = on_device(array, launch.table.device)
             launch.start(params[on])
 
     def launches(
@@ -132,7 +132,7 @@ class CudaEngine:
     def fill(self, out: Tensor, id: int, stream: Stream, distribution: Distribution) -> None:
         """See `slot.Engine.fill`."""
         check(out)
-        fill(out, id, _on_device(values_of([stream], 1.0, None, None, None, apart=False), out.device), distribution)
+        fill(out, id, on_device(values_of([stream], 1.0, None, None, None, apart=False), out.device), distribution)
 
     def squared_norm(self, slots: list[Slot], key: Key) -> float:
         """See `slot.Engine.squared_norm`. Waits for the device; faster for many slots at once than one by one."""
@@ -142,7 +142,7 @@ class CudaEngine:
         for device in sorted({slot.weight.device for slot in slots if slot.weight.numel()}, key=str):
             table = Table.of([slot for slot in slots if slot.weight.device == device])
             with table.current():
-                params = _on_device(values_of([Stream(key, 1.0)], 1.0, None, None, None, apart=True), device)
+                params = on_device(values_of([Stream(key, 1.0)], 1.0, None, None, None, apart=True), device)
                 sums = torch.empty(len(table.chunks), dtype=torch.float64, device=device)
                 cuda_kernels.squared_norm[(len(sums),)](
                     table.rows, table.chunks, params, sums, not INTERPRETED, CHUNK, BLOCK, num_warps=WARPS
@@ -207,7 +207,7 @@ def _sum(stream: Stream) -> Number:
     return stream.coef + stream.commit
 
 
-def _on_device(values: npt.NDArray[np.int32], device: torch.device) -> Tensor:
+def on_device(values: npt.NDArray[np.int32], device: torch.device) -> Tensor:
     """New memory for each sweep, copied from pinned memory: torch reuses neither before the stream is done with it, so
     nothing waits and nothing in flight is overwritten."""
     host = torch.from_numpy(values)

@@ -48,12 +48,11 @@ class Tangents:
         """Equal for two whose launches differ in nothing but `words`."""
         return self._distribution, self._names
 
-    @property
-    def words(self) -> Tensor:
-        """What tells this direction from others of its kind, on the host, as launches on a GPU read it."""
+    def words(self, device: torch.device) -> Tensor:
+        """What tells this direction from others of its kind, as launches on a GPU read it."""
         from zobench.engine import cuda
 
-        return torch.from_numpy(cuda.values_of([self._stream], 1.0, None, None, None, apart=False))
+        return cuda.on_device(cuda.values_of([self._stream], 1.0, None, None, None, apart=False), device)
 
     def reading(self, words: Tensor) -> Self:
         """The same, for a CUDA graph: its launches read the direction in ``words`` on the device, whichever is there
