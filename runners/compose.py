@@ -156,7 +156,7 @@ def check(config: dict[str, Any]) -> tuple[RunSpec | None, list[str]]:
     spec = RunSpec(
         **made, seed=config["seed"], batch_size=config["batch_size"], eval_batch_size=config["eval_batch_size"],
         log_every=config["log_every"], loss=config["loss"], micro_batch_size=config["micro_batch_size"],
-        cuda_graphs=config["cuda_graphs"], compile=config["compile"], start=config["start"],
+        cuda_graphs=config["cuda_graphs"], compile=config["compile"], packed=config["packed"], start=config["start"],
         calibration=config["calibration"], device=device, config=config,
     )  # fmt: skip
     return spec, problems + spec.problems()

@@ -49,6 +49,7 @@ class RunConfig:
     loss: str = MISSING
     cuda_graphs: bool = MISSING
     compile: bool = MISSING
+    packed: bool = MISSING
     start: str | None = MISSING
     calibration: str = MISSING
     log_every: int = field(default=MISSING, metadata={"range": Range(least=1)})

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zobench.packing import Packing, kept_slots, packed
 from zobench.virtual import virtual_of
+
+ROUNDING = 0.1  # what half precision may change of a model's output, relative to its norm; what is wrong changes it all
 
 
 def base_of(model: nn.Module) -> Any:
@@ -42,25 +45,62 @@ class Body:
 
     def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
         base = base_of(model)
-        self.module: nn.Module = getattr(base, base.base_model_prefix)
+        self.module: Any = getattr(base, base.base_model_prefix)
         self._forward: Any = torch.compile(self.module) if compiled else self.module
         self._virtual = virtual_of(model)
         self._masked = is_masked(base)
         self._positions = positions_of(self.module) if self._masked else None
 
-    def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(
+        self, ids: Tensor, lengths: Tensor, kept: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         """(R, T, d) hidden states, in the model's dtype, of ids (R, T) int64, of which row r has lengths[r] and
         padding to their right. What stands at a padded position means nothing. Virtual tokens stand before each row
-        and have no part in the result.
+        and have no part in the result. With ``kept`` and ``places``, see `packing.Packing`, no padding runs that can be
+        left out; the model is one for which this was enabled, and has no virtual tokens.
 
         Padding is told by its place: causal attention does not see what is to the right, and other attention gets a
         mask made of the lengths.
         """
+        if kept is not None and places is not None:
+            return self._packed(ids, lengths, kept, places)
         virtual = self._virtual
         with nullcontext({"input_ids": ids}) if virtual is None else virtual.before(ids) as given:
             more = self._surroundings(ids.shape[1], lengths) if self._masked else {"use_cache": False}
             hidden: Tensor = self._forward(**given, **more).last_hidden_state
         return hidden if virtual is None else hidden[:, virtual.n_output :]
+
+    def packs(self) -> bool:
+        """Whether tokens without their padding come out as rows do, tried on two short rows: not so where a layer other
+        than attention looks beyond a token."""
+        device = next(self.module.parameters()).device
+        lengths = torch.tensor([2, 40], device=device)
+        slots = kept_slots(lengths.tolist(), 64)
+        assert slots is not None
+        ids = torch.arange(2 * 64, device=device).view(2, 64) % self.module.get_input_embeddings().num_embeddings
+        with torch.no_grad():
+            rows = self(ids, lengths)
+            tokens = self(ids, lengths, *(torch.from_numpy(found).to(device) for found in slots))
+        there = torch.arange(64, device=device) < lengths[:, None]
+        off = (tokens - rows)[there].double().norm() / rows[there].double().norm()
+        return bool(off < ROUNDING)
+
+    def _packed(self, ids: Tensor, lengths: Tensor, kept: Tensor, places: Tensor) -> Tensor:
+        seen = torch.arange(places.shape[1], device=lengths.device) < lengths[:, None] if self._masked else None
+        packing = Packing(kept, places, seen)
+        tokens, columns = packing.gather(ids), packing.columns(lengths)
+        more: dict[str, Any] = {} if self._masked else {"use_cache": False}
+        # A mask of ones, so that transformers looks for no rows in the positions; attention gets the one of the rows.
+        more["attention_mask"] = torch.ones_like(tokens)
+        more["position_ids"] = columns if self._positions is None else self._numbers(columns)
+        with packed(packing):
+            hidden: Tensor = self._forward(input_ids=tokens, **more).last_hidden_state
+        return packing.spread(hidden)
+
+    def _numbers(self, places: Tensor) -> Tensor:
+        """What a table of positions that has a row for padding calls them; padding may go beyond the table."""
+        assert self._positions is not None
+        return (int(self._positions.padding_idx or 0) + 1 + places).clamp(max=self._positions.num_embeddings - 1)
 
     def _surroundings(self, width: int, lengths: Tensor) -> dict[str, Tensor]:
         """Which positions the others may see, and their numbers where the model would count them by token."""
@@ -74,7 +114,5 @@ class Body:
         else:
             found = {"attention_mask": seen.long()}
         if self._positions is not None:
-            first = int(self._positions.padding_idx or 0) + 1
-            numbers = (first + places).clamp(max=self._positions.num_embeddings - 1)  # padding may go beyond the table
-            found["position_ids"] = numbers[n - n_output :].expand(lengths.shape[0], -1)
+            found["position_ids"] = self._numbers(places)[n - n_output :].expand(lengths.shape[0], -1)
         return found

@@ -16,7 +16,14 @@ NOT_IDENTITY = (
 # is taken up, and then the scheme and the run's loss say it.
 PLACES = {"model": ("path", "device_map", "attention_projections"), "task": ("root", "loss")}
 # A property that is off has no part in what a run is, so that a new property does not rename every old run.
-OFF = {"loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none", "compile": False}
+OFF = {
+    "loss": "cross_entropy",
+    "micro_batch_size": None,
+    "start": None,
+    "calibration": "none",
+    "compile": False,
+    "packed": False,
+}
 GROUP_OFF: dict[str, dict[str, Any]] = {
     "scheme": {"base": "frozen", "a": "trained"},
     "task": {

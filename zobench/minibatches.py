@@ -26,6 +26,7 @@ class Minibatches:
         device, pad_id: see `scoring.collate`.
         loss: that they are for. Teacher forcing sees the right option alone, the first where several are right, and
             its log-probabilities over the whole vocabulary.
+        packed: see `scoring.collate`.
     """
 
     examples: Sequence[Encoded]
@@ -35,6 +36,7 @@ class Minibatches:
     device: torch.device
     pad_id: int
     loss: Loss = "cross_entropy"
+    packed: bool = False
 
     def of_step(self, number: int) -> list[Batch]:
         """The parts of the number-th minibatch."""
@@ -51,7 +53,7 @@ class Minibatches:
         if self.loss == "teacher_forcing":
             rows = [[taught(example) for example in part] for part in rows]
         normalised = self.loss == "teacher_forcing"
-        return [collate(part, self.device, self.pad_id, normalised=normalised) for part in rows]
+        return [collate(part, self.device, self.pad_id, normalised=normalised, packed=self.packed) for part in rows]
 
 
 def batch_indices(seed: int, step: int, size: int, n: int) -> list[int]:

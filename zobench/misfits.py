@@ -1,4 +1,4 @@
-"""Settings of task, loss, scoring, baselines and compiling that are right one by one and cannot work together."""
+"""Settings of task, loss, scoring, baselines and forwards that are right one by one and cannot work together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ OF_GENERATION: tuple[Loss, ...] = ("teacher_forcing", "f1")
 
 def misfits(spec: RunSpec) -> list[str]:
     """One line each."""
-    return [*_of_loss(spec), *_of_calibration(spec), *_of_no_training(spec), *_of_attention(spec), *_of_compile(spec)]
+    return [
+        *_of_loss(spec), *_of_calibration(spec), *_of_no_training(spec), *_of_attention(spec), *_of_compile(spec),
+        *_of_packing(spec),
+    ]  # fmt: skip
 
 
 def _of_loss(spec: RunSpec) -> list[str]:
@@ -91,4 +94,21 @@ def _of_compile(spec: RunSpec) -> list[str]:
     names = [os.environ[variable]] if os.environ.get(variable) else list(usual)
     if not any(map(shutil.which, names)):
         found.append(f"compile=true: needs a compiler, and there is no {' or '.join(names)}; {variable} may name one")
+    return found
+
+
+def _of_packing(spec: RunSpec) -> list[str]:
+    if not spec.packed:
+        return []
+    found, model = [], spec.model
+    if model.attention != "sdpa":
+        found.append(f"packed=true: spreads rows for model.attention=sdpa, not {model.attention}")
+    if spec.scheme.n_virtual:
+        found.append(f"packed=true: has no place for the virtual tokens of scheme={spec.scheme.name}")
+    if model.gradient_checkpointing:
+        found.append("packed=true: the backward pass of model.gradient_checkpointing=true would not know the rows")
+    if model.device_map is not None:
+        found.append(f"packed=true: is for a model on one device, and model.device_map={model.device_map}")
+    if spec.compile:
+        found.append("packed=true: is not for compile=true, which would make kernels for every minibatch anew")
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from zobench import placement, probe
+from zobench import packing, placement, probe
 from zobench.budget import Budget
 from zobench.calibration import Calibration, Nulls
 from zobench.config import issubclass_of_torch_optimizer
@@ -24,7 +24,7 @@ from zobench.layers import Layers
 from zobench.losses import DIFFERENTIABLE, Loss
 from zobench.minibatches import Minibatches
 from zobench.misfits import misfits
-from zobench.models import LanguageModel
+from zobench.models import LanguageModel, ModelError
 from zobench.objective import Meter, Others, TaskObjective
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
@@ -66,6 +66,7 @@ class RunSpec:
     micro_batch_size: int | None
     cuda_graphs: bool
     compile: bool
+    packed: bool
     start: Literal["linear_probe"] | None
     calibration: Calibration
     device: torch.device
@@ -233,8 +234,12 @@ def build(spec: RunSpec) -> Bench:
     if spec.device.type == "cuda" and spec.model.device_map is None:
         one_stream(spec.device)
     loaded = spec.model.load(spec.device, spec.precision.torch_dtype, spec.seed)
+    if spec.packed:
+        packing.enable(loaded.model)
     whole = spec.scheme.apply(loaded.model, spec.seed, spec.device, tokenizer)
     pad_id, scorer, meter = tokenizer.pad_token_id or 0, Scorer(whole), Meter()
+    if spec.packed and not scorer.packs():
+        raise ModelError(f"packed=true: a layer of model {spec.model.name} looks beyond its token; set packed=false")
     model, data = spec.scheme.cached(
         whole, given.data, drawn["train"][0].options,
         lambda rows: probe.features(scorer, rows, spec.eval_batch_size, spec.device, pad_id),
@@ -245,7 +250,7 @@ def build(spec: RunSpec) -> Bench:
     layers = Layers(model)
     minibatches = Minibatches(
         data["train"], spec.seed, spec.batch_size, spec.micro_batch_size or spec.batch_size, spec.device, pad_id,
-        spec.loss,
+        spec.loss, spec.packed,
     )  # fmt: skip
     if spec.start == "linear_probe":
         parts, meter.n_forward = replace(minibatches, loss="cross_entropy").all()

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from zobench.body import Body
 from zobench.head import Head
+from zobench.packing import kept_slots
 from zobench.tasks.encoding import Encoded
 
 PAD_TO = 8  # row lengths are rounded up to this, so that few shapes occur
+PACKED_TO = 32  # and where padding is left out of all but attention, to this
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Batch:
     lengths: Tensor  # (R,) int64: tokens of each row, without padding
     absent: Tensor | None  # (B, n_option) bool: where an example has no such option; None if all have n_option
     right: Tensor | None  # (B, n_option) bool: the right options; None if each example has one alone
+    kept: Tensor | None  # (N,) and (R, T) int64, see `packing.Packing`; None: all of the rows run
+    places: Tensor | None
     n_token: int  # without padding
     examples: tuple[Encoded, ...]  # what it was made of
 
@@ -74,12 +78,15 @@ def n_row(options: Sequence[Sequence[int]]) -> int:
     return max(1, sum(len(option) > 1 for option in options))
 
 
-def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, normalised: bool = False) -> Batch:
+def collate(
+    examples: list[Encoded], device: torch.device, pad_id: int, *, normalised: bool = False, packed: bool = False
+) -> Batch:
     """A batch of encoded examples.
 
     Args:
         normalised: options of one token are treated as those of several, so that their scores are log-probabilities
             over the whole vocabulary.
+        packed: padding is left out where it can be, see `packing`.
     """
     single = not normalised and all(len(option) == 1 for example in examples for option in example.option_ids)
     n_option = [len(example.option_ids) for example in examples]
@@ -109,7 +116,11 @@ def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, norma
                 rows.append((*example.prompt_ids, *option[:-1]))  # the last option token is predicted, never read
         if where_row[of_prompt] == len(rows):  # no option has more than one token
             rows.append(example.prompt_ids)
-    longest = -(-max(len(row) for row in rows) // PAD_TO) * PAD_TO
+    lengths = [len(row) for row in rows]
+    longest = -(-max(lengths) // PAD_TO) * PAD_TO
+    slots = kept_slots(lengths, wide := -(-longest // PACKED_TO) * PACKED_TO) if packed else None
+    if slots is not None:
+        longest = wide
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
@@ -132,10 +143,12 @@ def collate(examples: list[Encoded], device: torch.device, pad_id: int, *, norma
         columns=on_device(where_column),
         predictors=None if single else padded(predictors),
         counts=None if single else on_device([len(option) for option in option_ids]),
-        lengths=on_device([len(row) for row in rows]),
+        lengths=on_device(lengths),
         absent=None if min(n_option) == widest else grid([set(range(n, widest)) for n in n_option]),
         right=None if all(len(e.label) == 1 for e in examples) else grid([set(e.label) for e in examples]),
-        n_token=sum(len(row) for row in rows),
+        kept=None if slots is None else on_device(slots[0]),
+        places=None if slots is None else on_device(slots[1]),
+        n_token=sum(lengths),
         examples=tuple(examples),
     )
 
@@ -159,6 +172,10 @@ class Scorer:
         self.model = model
         self._run, self._head = Body(model, compiled=compiled), Head(model)
         self.body, self.head = self._run.module, self._head.embedding
+
+    def packs(self) -> bool:
+        """See `Body.packs`."""
+        return self._run.packs()
 
     def hidden(self, batch: Batch) -> Tensor:
         """(P, d): what the output embedding reads to predict option tokens, float32 or wider."""
@@ -186,5 +203,5 @@ class Scorer:
 
     def _read(self, batch: Batch) -> Tensor:
         """(P, d), in the model's dtype: the body's output where options are predicted."""
-        hidden = self._run(batch.ids, batch.lengths)
+        hidden = self._run(batch.ids, batch.lengths, batch.kept, batch.places)
         return hidden[batch.rows.to(hidden.device), batch.columns.to(hidden.device)]

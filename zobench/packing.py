@@ -1,0 +1,114 @@
+"""Rows without their padding: attention alone sees them as rows, all else as one row of tokens.
+
+A batch of rows of unequal length is mostly padding: of SST-2's minibatches of 16, three fifths. What works token by
+token (embeddings, norms, products with weights, nearly all of a forward) is done for the slots that are kept; before
+attention they are spread to rows again, for the kernels that transformers chooses for "sdpa".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+NAME = "zobench_packed"  # of the attention, among those of transformers
+LEAST = 64  # slots are kept by so many, or by an eighth of the power of two below, so that few shapes occur
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which slots of (R, T) rows are kept.
+
+    kept: (N,) int64, slots r T + t, ascending, of all tokens and of some padding. places: (R, T) int64, where a slot is
+    among those, and 0 where it is not. seen: (R, T) bool, which slots attention may see; None where it is causal, so
+    that no token sees what is to its right.
+    """
+
+    kept: Tensor
+    places: Tensor
+    seen: Tensor | None = None
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(1, N, ...) of (R, T, ...)."""
+        return rows.flatten(0, 1)[self.kept][None]
+
+    def spread(self, tokens: Tensor) -> Tensor:
+        """(R, T, ...) of (1, N, ...); what stands where nothing was kept means nothing."""
+        return tokens[0][self.places]
+
+    def columns(self, lengths: Tensor) -> Tensor:
+        """(1, N) int64: positions in their rows, those of kept padding no larger than a token's. lengths: (R,)."""
+        return torch.minimum(self.kept % self.places.shape[1], lengths.max() - 1)[None]
+
+
+def kept_slots(lengths: Sequence[int], width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """``kept`` and ``places`` of `Packing` for rows of so many tokens, padded to ``width``; None where nothing would be
+    left out."""
+    n = sum(lengths)
+    step = max(LEAST, (1 << n.bit_length() - 1) // 8)
+    n_kept = -(-n // step) * step
+    if n_kept >= len(lengths) * width:
+        return None
+    columns = np.arange(width)
+    padding = columns >= np.asarray(lengths)[:, None]
+    order = np.argsort(np.where(padding, 1 + columns, 0).ravel(), kind="stable")  # tokens, then padding from the left
+    kept = np.sort(order[:n_kept])
+    places = np.zeros(padding.shape, dtype=np.int64)
+    places.ravel()[kept] = np.arange(n_kept)
+    return kept, places
+
+
+def enable(model: nn.Module) -> None:
+    """Let a model of transformers, loaded with the attention "sdpa", be run inside `packed`; else it runs as before."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    outer: Any = model
+    outer.set_attn_implementation(NAME)
+
+
+@contextmanager
+def packed(packing: Packing) -> Iterator[None]:
+    """Inside, a model's attention takes (1, N, ...) for the rows of ``packing``."""
+    _now.append(packing)
+    try:
+        yield
+    finally:
+        _now.pop()
+
+
+_now: list[Packing] = []
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
+) -> tuple[Tensor, Tensor | None]:
+    """An attention function of transformers: (B, H, T, d) queries to (B, T, H, d)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    packing = _now[-1] if _now else None
+    rows = [query, key, value]
+    if packing is not None:
+        rows = [packing.spread(x.transpose(1, 2)).transpose(1, 2) for x in rows]
+    found: Tensor = sdpa_attention_forward(module, *rows, attention_mask, **how)[0]
+    return found if packing is None else packing.gather(found), None
+
+
+def _mask(**how: Any) -> Tensor | None:
+    """A mask function of transformers; inside `packed`, of the rows."""
+    from transformers.masking_utils import sdpa_mask
+
+    if _now:
+        packing = _now[-1]
+        n_row, width = packing.places.shape
+        how |= {"batch_size": n_row, "q_length": width, "kv_length": width, "attention_mask": packing.seen}
+    mask: Tensor | None = sdpa_mask(**how)
+    return mask
