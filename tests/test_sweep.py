@@ -235,6 +235,18 @@ def test_a_dry_run_says_what_is_done_and_what_is_left(
     assert total.endswith(" GiB a run, on rows of 128 tokens")
 
 
+def test_a_dry_run_refuses_what_no_row_need_be_read_for(cli: Cli, make_suite: MakeSuite) -> None:
+    common = [text for text in TINY if not text.startswith(("task", "optimizer"))]
+    runs = [["task=copa,toy", "scheme=linear_probe", "optimizer=none"], ["task=record", "optimizer=zo_sgd", "loss=f2"]]
+    ran = cli(sweep, *make_suite(common=common, runs=runs, seeds=[1], tune_seeds=[]), "data.root=.", "dry_run=true")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines() == [
+        "error: scheme=linear_probe: has a row for each class, and task=copa has no classes (its options are the row's "
+        "own); use another scheme",
+        "error: loss=f2: must be one of accuracy, cross_entropy, f1, teacher_forcing (did you mean f1?)",
+    ]
+
+
 def test_commands_of_runs_can_be_pasted(cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path) -> None:
     """In the lines of a dry run, and in records, whoever made them."""
     del here
