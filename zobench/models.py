@@ -192,8 +192,8 @@ class LanguageModel:
         try:
             stand_in = self.weights == "random" and self._path is None
             where, revision = (str(_folder(TINY_TOKENIZER)), None) if stand_in else self._where
+            max_length = self._max_length()  # of the config, whose faults would pass for the tokenizer's
             tokenizer = fast_tokenizer(where, revision)
-            max_length = self._max_length()
         except TokenizerError as error:
             raise ModelError(f"model {self.name}: {error}") from error
         except Exception as error:  # as in load
