@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runners import elsewhere
-from runners.choice import choose, has_result
+from runners.choice import choose, missing
 from runners.forecast import MARKS, Cost, Forecast, totals
 from runners.glance import Glance
-from runners.suite import Point, Run, Suite
+from runners.suite import Point, Run, Suite, label, shared
 from runners.view import duration
 from zobench.record import FINISHED
 
@@ -39,9 +39,8 @@ def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
             continue
         cost = forecast.of(found[0].spec)
         for seed in sorted(set(suite.seeds) - set(suite.tune_seeds)):
-            print(
-                _line("waiting", cost, f"{found[0].label} seed={seed}, at the chosen of {len(found)} points", forecast)
-            )
+            later = f"{label(shared(found))} seed={seed}, at the chosen of {len(found)} points"
+            print(_line("waiting", cost, later, forecast))
             n, left = n + 1, [*left, cost]
     print(f"{n} runs, {n_done} done; left: {totals(left)}" if left else f"{n} runs, all done")
     return 0
@@ -49,7 +48,7 @@ def dry_run(suite: Suite, points: list[list[Point]], folder: Path) -> int:
 
 def _final(suite: Suite, found: Sequence[Point]) -> list[Run] | None:
     """The final runs of a kind; None where its point is not chosen yet."""
-    if suite.tune_seeds and not all(has_result(run) for point in found for run in point.runs(suite.tune_seeds)):
+    if missing(found, suite.tune_seeds):
         return None
     point = choose(found, suite.tune_seeds) if suite.tune_seeds else found[0]
     return point.runs(suite.seeds)

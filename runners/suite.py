@@ -181,6 +181,11 @@ def label(overrides: Iterable[str]) -> str:
     return " ".join(o for o in overrides if o.split("=")[0] in SHOWN or o.startswith("optimizer"))
 
 
+def shared(points: Sequence[Point]) -> tuple[str, ...]:
+    """The overrides that all points of a kind have."""
+    return tuple(text for text in points[0].overrides if all(text in point.overrides for point in points))
+
+
 def _problems(suite: Mapping[str, Any]) -> list[str]:
     """What is wrong with the form of a suite."""
     keys = [f.name for f in fields(Suite)]

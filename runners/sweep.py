@@ -27,11 +27,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runners import elsewhere, plan
-from runners.choice import choose, has_result
+from runners.choice import choose, has_result, lost, missing
 from runners.dry_run import dry_run
 from runners.job import Ended, note_failure
 from runners.launch import LAUNCHERS, Launch
-from runners.suite import Point, Run, Suite, load, n_runs, names, points_of
+from runners.suite import Point, Run, Suite, label, load, n_runs, names, points_of, shared
 from runners.view import View, console
 from zobench.config import ConfigError, nearest, unknown
 from zobench.lock import FOLDER, is_held
@@ -87,9 +87,9 @@ def sweep(arguments: Sequence[str]) -> int:
         view.say(f"note: {folder / plan.NAME} is not written ({error.strerror}); tables will not know what is missing")
     sweeping = Sweep(suite, launch, view)
     with view.watching():
-        whole = sweeping.run(points)
+        sweeping.run(points)
     sweeping.sum_up()
-    return 0 if whole else 1
+    return 0 if sweeping.is_whole else 1
 
 
 def _suite(own: dict[str, str], more: Sequence[str]) -> tuple[Suite, str]:
@@ -143,38 +143,50 @@ class Sweep:
     def __init__(self, suite: Suite, launch: Launch, view: View) -> None:
         self._suite, self._launch, self._view = suite, launch, view
         self._without_result: dict[str, str] = {}  # runs that could not go on, and why
-        self._n, self._started = 0, time.monotonic()
+        self._undecided: list[str] = []  # kinds of which no point is chosen, and why
+        self._asked: set[str] = set()
+        self._started = time.monotonic()
 
-    def run(self, points: list[list[Point]]) -> bool:
+    @property
+    def is_whole(self) -> bool:
         """Whether every run has a result."""
+        return not (self._without_result or self._undecided)
+
+    def run(self, points: list[list[Point]]) -> None:
+        """Run all that can be run."""
         chosen = self._search(points)
-        if chosen is not None:
-            self._all([run for point in chosen for run in point.runs(self._suite.seeds)])
-        return not self._without_result
+        self._all([run for point in chosen for run in point.runs(self._suite.seeds)])
 
     def sum_up(self) -> None:
-        """Say which runs have no result, and why."""
+        """Say which runs have no result, and why; and of which kinds no point is chosen."""
         for line in self._without_result.values():
             self._view.say(line)
         seconds = time.monotonic() - self._started
-        self._view.say(f"{self._n} runs, {len(self._without_result)} without a result, {seconds:.0f} s")
+        self._view.say(f"{len(self._asked)} runs, {len(self._without_result)} without a result, {seconds:.0f} s")
+        sys.stdout.flush()  # what is missing stands last
+        if not self.is_whole:
+            ends = [*self._undecided, "not all runs have a result; the same command goes on with what is missing"]
+            print(*(f"error: {line}" for line in ends), sep="\n", file=sys.stderr)
 
-    def _search(self, points: list[list[Point]]) -> list[Point] | None:
-        """The point of each kind with the best mean dev metric over the search's seeds; None where a run of the
-        search has no result, since then nothing can be chosen fairly."""
+    def _search(self, points: list[list[Point]]) -> list[Point]:
+        """The point of each kind with the best mean dev metric over the search's seeds. Of a kind of which a run of the
+        search has no result none is chosen, since that cannot be done fairly; the others need not wait for it."""
         seeds = self._suite.tune_seeds
         if not seeds:
             return [found[0] for found in points]
         self._all([run for found in points for point in found for run in point.runs(seeds)])
-        if self._without_result:
-            print(
-                f"error: {len(self._without_result)} runs of the search have no result; the same command goes on",
-                file=sys.stderr,
-            )
-            return None
-        chosen = [choose(found, seeds) for found in points]
-        for point in chosen:
-            self._view.say(f"chosen on dev: {point.label}")
+        n_final = len(set(self._suite.seeds) - set(seeds))
+        chosen = []
+        for found in points:
+            if absent := missing(found, seeds):
+                self._undecided.append(
+                    f"{label(shared(found))}: {len(absent)} of {len(found) * len(seeds)} runs of its search without a "
+                    f"result ({', '.join(absent)}); no point is chosen, and {n_final} final runs wait"
+                )
+                continue
+            chosen.append(choose(found, seeds))
+            told = lost(found, seeds)
+            self._view.say(f"chosen on dev: {chosen[-1].label}" + (f"; {told}" if told else ""))
         return chosen
 
     def _all(self, asked: list[Run]) -> None:
@@ -190,7 +202,7 @@ class Sweep:
         left = [run for run in left if not has_result(run)]
         if len(left) < len(runs):
             self._view.say(f"{len(runs) - len(left)} of {len(runs)} runs are complete already")
-        self._n += len(runs)
+        self._asked |= runs.keys()
         tries: Counter[str] = Counter()
         while left:
             free = [run for run in left if not is_held(run.path)]

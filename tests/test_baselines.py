@@ -117,6 +117,14 @@ def test_what_makes_no_sense_without_training_is_refused() -> None:
         (["optimizer=none", "scheme=lora"], "scheme=lora: optimizer=none trains nothing; use scheme=full"),
         (["optimizer=none", "model.gradient_checkpointing=true"], "a run without training has no backward pass"),
         (["optimizer=in_context", "task.n_train=20"], "optimizer.demonstrations=32: task.n_train=20 has fewer"),
+        (
+            ["optimizer=in_context", "task.k_shot=8", "task.n_train=null", "task.n_dev=null"],
+            r"optimizer.demonstrations=32: task.k_shot=8 has fewer examples \(16\)",
+        ),
+        (
+            ["optimizer=none", "task=rte", "task.null_prompt=null", "data.root=.", "calibration=sfc"],
+            "calibration=sfc: task=rte has no null prompt; use calibration=none",
+        ),
         (["optimizer=in_context", "optimizer.demonstrations=-1"], "optimizer.demonstrations=-1: must be >= 0"),
         (["optimizer=none", "optimizer.demonstrations=3"], "optimizer.demonstrations: no such key"),
         (["optimizer=none", "calibration=icl_sfc"], "calibration=icl_sfc: keeps the demonstrations"),

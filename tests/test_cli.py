@@ -337,8 +337,8 @@ def _fitting(chosen: dict[str, str]) -> dict[str, str]:
     if found.get("optimizer") in ("none", "in_context", "hybrid", "lezo", "zo_sgd_block"):
         found["scheme"] = "full"  # they train nothing, or layers
     task, model, scheme = found.get("task", "toy"), found.get("model", "tiny"), found.get("scheme", "full")
-    if task in ("squad", "drop", "gsm8k") and scheme == "linear_probe":
-        found["scheme"] = "full"  # it chooses among options
+    if task in ("squad", "drop", "gsm8k", "copa", "winogrande", "record") and scheme == "linear_probe":
+        found["scheme"] = "full"  # it chooses among classes
     if task.endswith("_mask") and not model.startswith("roberta"):
         found["model"] = "roberta-large"
     if model.startswith("roberta") and not task.endswith("_mask"):

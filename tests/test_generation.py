@@ -303,7 +303,10 @@ def test_losses_over_options_are_refused(given: list[str]) -> None:
         (["loss=accuracy", "optimizer=zo_sgd"], "loss=accuracy: compares options"),
         (["loss=f1", "optimizer=adamw"], "loss=f1: has no gradient"),
         (["calibration=sfc"], "calibration=sfc: task=squad generates text"),
-        (["start=linear_probe"], "start=linear_probe: is of option words, and task=squad generates text"),
+        (
+            ["start=linear_probe"],
+            r"start=linear_probe: fits a row for each class, and task=squad has no classes \(a gen",
+        ),
     ):
         with pytest.raises(ConfigError, match=said):
             spec_of([*given, *overrides])

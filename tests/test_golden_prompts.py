@@ -272,8 +272,11 @@ def test_rows_are_shown_as_the_papers_show_them(name: str) -> None:
         assert task.example(index, golden.row) == expected
         assert task.masked == name.endswith("_mask")
         assert (task.kind == "generation") == bool(golden.answers)
+        assert task.has_null_prompt == (golden.null_prompt is not None)
         if task.classes:
             assert len(task.classes) == len(golden.options)
+    if task.kind == "choice":  # what refuses a probe before any row is read
+        assert bool(task.classes) == (len({golden.options for golden in GOLDEN[name]}) == 1)
 
 
 def test_every_golden_task_is_there() -> None:

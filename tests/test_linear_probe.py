@@ -120,7 +120,10 @@ def test_options_that_differ_are_refused_before_the_model_is_loaded(lab: Lab, mo
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["task=squad", "data.root=."], "scheme=linear_probe: chooses among options, and task=squad generates text"),
+        (["task=squad", "data.root=."], "scheme=linear_probe: has a row for each class, and task=squad has no classes"),
+        *((["task=" + task, "data.root=.", *more], "scheme=linear_probe: has a row for each class, and task="
+           f"{task} has no classes (its options are the row's own); use another scheme")
+          for task in ("copa", "winogrande", "record") for more in (["optimizer=none"], ["optimizer=adamw"])),
         (["task=sst2", "data.root=.", "calibration=sfc"], "calibration=sfc: is of the model's own scores"),
         (["optimizer=in_context"], "scheme=linear_probe: is fitted to prompts without demonstrations"),
         (["scheme.solver=ridge"], "scheme.solver=ridge: must be one of closed_form, logistic"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +21,15 @@ from zobench.config import ConfigError
 from zobench.layers import Layers
 from zobench.metrics import macro_f1
 from zobench.minibatches import Minibatches
+from zobench.models import CausalLM
 from zobench.objective import Meter, TaskObjective
 from zobench.optim.zo_sgd import ZOSGD
 from zobench.probe import fit
 from zobench.run import build
 from zobench.scoring import Scorer, collate
+from zobench.tasks.base import DataError, Example
 from zobench.tasks.encoding import Encoded
+from zobench.tasks.toy import Toy
 
 
 def test_macro_f1_is_its_definition() -> None:
@@ -113,6 +118,40 @@ def test_a_probe_needs_a_head_that_trains() -> None:
         spec_of(["start=linear_probe", "scheme=lora"])
     with pytest.raises(ConfigError, match="start=probe: must be one of linear_probe, null"):
         spec_of(["start=probe"])
+
+
+@pytest.mark.parametrize("optimizer", ["zo_sgd", "none"])
+def test_a_probe_needs_classes(optimizer: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        spec_of(["start=linear_probe", "task=copa", "data.root=.", "scheme=lora", f"optimizer={optimizer}"])
+    assert error.value.problems[:2] == [
+        "start=linear_probe: fits a row for each class, and task=copa has no classes (its options are the row's own); "
+        "set start=null",
+        "start=linear_probe: changes the head, which scheme=lora keeps; use scheme=full or head",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "every", "reason"),
+    [((" great", " so bad"), 1, "has options of [1, 2] tokens"), ((" left", " great"), 7, "has others than row ")],
+)
+def test_options_that_are_no_rows_of_the_head_are_refused_before_the_model_is_loaded(
+    options: tuple[str, str], every: int, reason: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the tokenizer tells how many tokens a class is, and only rows whether a task of ours has such classes."""
+    example = Toy.example
+
+    def other(task: Toy, index: int, row: Any) -> Example:
+        made = example(task, index, row)
+        return made if index % every else replace(made, options=options)
+
+    monkeypatch.setattr(Toy, "example", other)
+    monkeypatch.setattr(CausalLM, "load", lambda *_: pytest.fail("the model is loaded"))
+    with pytest.raises(DataError) as error:
+        build(lab.spec("start=linear_probe"))
+    line = str(error.value)
+    assert line.startswith("start=linear_probe: needs the same options for all examples, of one token each; row ")
+    assert reason in line
 
 
 # ---- the guard against spikes ---------------------------------------------------------------------------------------

@@ -16,12 +16,16 @@ import pytest
 import torch
 import transformers
 import yaml
+from conftest import Lab
+from families import FAMILIES, MASKED
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from runners.compose import spec_of
 from zobench.checkpoint import fingerprint
 from zobench.models import CausalLM, Loaded, ModelError
+from zobench.run import build
 from zobench.schemes.base import n_parameters
 from zobench.schemes.full import Full
 from zobench.schemes.lora import LoRA
@@ -193,7 +197,6 @@ def _other_shape(folder: Path) -> None:
         (_write("config.json", "{"), "not a valid JSON file"),
         (_write("config.json", '{"model_type": "nonsense"}'), "nonsense"),
         (_write("config.json", '{"model_type": "t5"}'), "max_position_embeddings"),
-        (_unlink("tokenizer.json"), ""),
         (_write("tokenizer.json", "{"), ""),
         (_unlink("model.safetensors"), "no file named model.safetensors"),
         (_cut, ""),
@@ -228,6 +231,41 @@ def test_being_offline_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, revisi
     assert line.startswith("model m: zobench/no-such-model cannot be loaded (")
     assert line.endswith("; go online, log in, or point model.path at a local folder")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_without_a_tokenizer_says_what_it_lacks(family: str, tmp_path: Path) -> None:
+    """Of most families transformers makes one that knows special tokens alone. Random weights without a folder have
+    the stand-in's."""
+    overrides = [*FAMILIES[family], f"task={'toy_mask' if family in MASKED else 'toy'}"]
+    stand_in = spec_of(overrides).model
+    stand_in._config().save_pretrained(tmp_path)
+    model = spec_of([*overrides, f"model.path={tmp_path}"]).model
+    with pytest.raises(ModelError) as caught:
+        model.load_tokenizer()
+    line = str(caught.value)
+    assert line.startswith(f"model {model.name}: {tmp_path} has no tokenizer")
+    assert line.endswith(
+        "; it must hold tokenizer.json and tokenizer_config.json, as a tokenizer's save_pretrained writes them"
+    )
+    stand_in.load_tokenizer()[0].save_pretrained(tmp_path)
+    assert len(model.load_tokenizer()[0]) == 968 + (family in MASKED)  # and a mask token
+
+
+def test_a_tokenizers_settings_are_no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="has no tokenizer that can be loaded; it must hold "):
+        _settings(path=str(folder)).load_tokenizer()
+
+
+def test_a_run_of_such_a_folder_loads_no_weights(folder: Path, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    monkeypatch.setattr(CausalLM, "load", lambda *_: pytest.fail("the model is loaded"))
+    with pytest.raises(
+        ModelError, match=r"^model tiny: .* has no tokenizer, or one without a vocabulary; it must hold "
+    ):
+        build(lab.spec(f"model.path={folder}"))
 
 
 @pytest.mark.parametrize("changes", [{"model_type": "nonsense"}, {"hidden_size": 30, "word_embed_proj_dim": 30}])

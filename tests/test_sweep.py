@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import TINY, Cli
@@ -229,9 +229,22 @@ def test_a_dry_run_says_what_is_done_and_what_is_left(
         assert line.endswith(f"  {arguments[1]} {tiny.format(lr)} optimizer=adamw seed=1")
     assert [line.count("optimizer=sgd scheme=lora") for line in lines[4:8]] == [1] * 4
     assert lines[8].endswith(" optimizer=adamw seed=2, at the chosen of 4 points")
+    assert "optimizer.lr=" not in lines[8]
     assert len(lines) == 8 + 4
     assert total.startswith("12 runs, 0 done; left: 432 forwards, hours unknown, up to 0.")
     assert total.endswith(" GiB a run, on rows of 128 tokens")
+
+
+def test_a_dry_run_refuses_what_no_row_need_be_read_for(cli: Cli, make_suite: MakeSuite) -> None:
+    common = [text for text in TINY if not text.startswith(("task", "optimizer"))]
+    runs = [["task=copa,toy", "scheme=linear_probe", "optimizer=none"], ["task=record", "optimizer=zo_sgd", "loss=f2"]]
+    ran = cli(sweep, *make_suite(common=common, runs=runs, seeds=[1], tune_seeds=[]), "data.root=.", "dry_run=true")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines() == [
+        "error: scheme=linear_probe: has a row for each class, and task=copa has no classes (its options are the row's "
+        "own); use another scheme",
+        "error: loss=f2: must be one of accuracy, cross_entropy, f1, teacher_forcing (did you mean f1?)",
+    ]
 
 
 def test_commands_of_runs_can_be_pasted(cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path) -> None:
@@ -448,6 +461,47 @@ def test_a_search_takes_the_best_point_on_dev(cli: Cli, make_suite: MakeSuite, m
     assert worked == ["5e-06 1", "1e-05 1", "2e-05 1", "5e-05 1", "2e-05 7", "2e-05 8"]
     (chosen,) = [line for line in ran.out.splitlines() if line.startswith("chosen on dev: ")]
     assert " optimizer.lr=2e-05" in chosen
+    assert chosen.endswith("; 1 diverged of 4 runs of its search")
+
+
+@pytest.mark.parametrize("how", ["failed", "died"])
+def test_a_kind_whose_search_lacks_a_run_waits_and_the_others_go_on(
+    how: Literal["failed", "died"], cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of fewer points than the others have none is chosen. The same command goes on with what is missing."""
+    devs: dict[str, tuple[float, float] | None] = {"5e-06": (0.7, 0.5), "1e-05": (0.7, 0.6), "0.001": (0.8, 0.5)}
+    worked: list[str] = []
+    broken = True
+
+    def work(overrides: Sequence[str]) -> Ended:
+        if broken and {"optimizer=sgd", "seed=2"} <= {*overrides} and "optimizer.lr=0.001" in overrides:
+            return Ended(how, "failed: ValueError: no")
+        return _pretend(overrides, devs, worked)
+
+    monkeypatch.setattr(launch.Launch, "__call__", lambda _, jobs: [work(job) for job in jobs])
+    arguments = make_suite(runs=[["optimizer=sgd,adamw"]], seeds=[1, 2, 3], tune_seeds=[1, 2])
+    ran = cli(sweep, *arguments)
+    assert ran.code == 1
+    tiny = " ".join(text for text in TINY if text.split("=")[0] in suite.SHOWN)
+    assert ran.err.splitlines() == [
+        f"error: {tiny} optimizer=sgd: 1 of 8 runs of its search without a result (optimizer.lr=0.001 seed=2); "
+        "no point is chosen, and 1 final runs wait",
+        "error: not all runs have a result; the same command goes on with what is missing",
+    ]
+    (chosen,) = [line for line in ran.out.splitlines() if line.startswith("chosen on dev: ")]
+    assert chosen.endswith(" optimizer.lr=5e-06 optimizer=adamw; 4 diverged of 8 runs of its search")
+    assert ran.out.splitlines()[-1].startswith("17 runs, 1 without a result, ")
+    assert len(worked) == 8 + 7 + 1  # and the final run of AdamW
+    assert worked[-1] == "5e-06 3"
+    plan = json.loads((tmp_path / "pair" / "plan.json").read_text())
+    assert (plan["n_run"], [cell["trials"] for cell in plan["cells"]]) == (18, [4, 4])
+
+    broken = False
+    again = cli(sweep, *arguments)
+    assert (again.code, again.err) == (0, "")
+    assert [text.split()[1] for text in worked[16:]] == ["2", "3"]
+    assert again.out.splitlines()[-1].startswith("18 runs, 0 without a result, ")
+    assert json.loads((tmp_path / "pair" / "plan.json").read_text()) == plan
 
 
 def _pretend(overrides: Sequence[str], devs: dict[str, tuple[float, float] | None], worked: list[str]) -> Ended:

@@ -18,8 +18,8 @@ OF_GENERATION: tuple[Loss, ...] = ("teacher_forcing", "f1")
 def misfits(spec: RunSpec) -> list[str]:
     """One line each."""
     return [
-        *_of_loss(spec), *_of_calibration(spec), *_of_no_training(spec), *_of_attention(spec), *_of_compile(spec),
-        *_of_packing(spec),
+        *_of_loss(spec), *_of_start(spec), *_of_calibration(spec), *_of_no_training(spec), *_of_attention(spec),
+        *_of_compile(spec), *_of_packing(spec),
     ]  # fmt: skip
 
 
@@ -30,14 +30,23 @@ def _of_loss(spec: RunSpec) -> list[str]:
     if task.kind == "generation" and spec.loss not in OF_GENERATION:
         fit = " or ".join(OF_GENERATION)
         return [f"loss={spec.loss}: compares options, and task={task.name} generates text; use loss={fit}"]
-    if task.kind == "generation" and spec.start == "linear_probe":
-        return [f"start=linear_probe: is of option words, and task={task.name} generates text; set start=null"]
     if task.masked and spec.loss == "teacher_forcing":
         return [
             f"loss=teacher_forcing: predicts each token from those before it, and task={task.name} is for masked "
             "models, which see both sides; use loss=cross_entropy"
         ]
     return []
+
+
+def _of_start(spec: RunSpec) -> list[str]:
+    if spec.start is None:
+        return []
+    found, start, scheme = [], spec.start, spec.scheme
+    if why := spec.task.without_classes:
+        found.append(f"start={start}: fits a row for each class, and task={why}; set start=null")
+    if not scheme.trains_head:
+        found.append(f"start={start}: changes the head, which scheme={scheme.name} keeps; use scheme=full or head")
+    return found
 
 
 def _of_calibration(spec: RunSpec) -> list[str]:
@@ -49,8 +58,8 @@ def _of_calibration(spec: RunSpec) -> list[str]:
         found.append(f"calibration={calibration}: task={task.name} generates text and has no options to calibrate")
     if task.masked:
         found.append(f"calibration={calibration}: is for causal models, and task={task.name} is for masked ones")
-    if spec.scheme.fits:
-        found.append(f"calibration={calibration}: scheme={spec.scheme.name} sees no null prompt; use calibration=none")
+    if not (found or task.has_null_prompt):
+        found.append(f"calibration={calibration}: task={task.name} has no null prompt; use calibration=none")
     if calibration == "icl_sfc" and not spec.n_demonstration:
         found.append(
             "calibration=icl_sfc: keeps the demonstrations before the null prompt, and only optimizer=in_context has "
@@ -67,9 +76,11 @@ def _of_no_training(spec: RunSpec) -> list[str]:
         found.append(f"scheme={spec.scheme.name}: optimizer={name} trains nothing; use scheme=full")
     if n and spec.task.masked:
         found.append(f"optimizer={name}: shows examples to causal models, and task={spec.task.name} is for masked ones")
-    n_train = spec.task.sizes["train"]
+    n_train, k = spec.task.sizes["train"], spec.task.k_shot
     if n_train is not None and n > n_train:
         found.append(f"optimizer.demonstrations={n}: task.n_train={n_train} has fewer examples")
+    if k is not None and n > (most := k * len(spec.task.classes)) > 0:
+        found.append(f"optimizer.demonstrations={n}: task.k_shot={k} has fewer examples ({most})")
     return found
 
 

@@ -21,6 +21,7 @@ from zobench.keyed import keyed_rng
 from zobench.tasks import encoding, masked
 from zobench.tasks.base import Example
 from zobench.tasks.encoding import Encoded
+from zobench.tokenizer import TokenizerError, fast_tokenizer
 
 PACKAGED = "package:"  # a path that starts so lies in zobench/assets
 TINY_TOKENIZER = "package:tiny"
@@ -188,17 +189,15 @@ class LanguageModel:
         Raises:
             ModelError: they cannot be had, or the tokenizer lacks what this kind of model needs.
         """
-        from transformers import AutoTokenizer
-
         try:
             stand_in = self.weights == "random" and self._path is None
             where, revision = (str(_folder(TINY_TOKENIZER)), None) if stand_in else self._where
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-            max_length = self._max_length()
+            max_length = self._max_length()  # of the config, whose faults would pass for the tokenizer's
+            tokenizer = fast_tokenizer(where, revision)
+        except TokenizerError as error:
+            raise ModelError(f"model {self.name}: {error}") from error
         except Exception as error:  # as in load
             raise self._error(error) from error
-        if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(f"model {self.name}: {where} has no fast tokenizer, which finding option boundaries needs")
         if self.masked and tokenizer.mask_token is None:
             if not stand_in:
                 raise ModelError(f"model {self.name}: {where} has a tokenizer without a mask token")

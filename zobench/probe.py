@@ -94,6 +94,20 @@ def features(scorer: Scorer, examples: Sequence[Encoded], size: int, device: tor
     return torch.stack(found).to(device)
 
 
+def check(examples: Sequence[Encoded]) -> None:
+    """Whether a probe may replace the head's rows of the examples' options; before the model is loaded.
+
+    Raises:
+        DataError: options of more than one token, or not the same for all examples.
+    """
+    first = examples[0]
+    why = [f"row {e.row} has others than row {first.row}" for e in examples if e.option_ids != first.option_ids]
+    if any(len(option) > 1 for option in first.option_ids):
+        why = [f"row {first.row} has options of {[len(option) for option in first.option_ids]} tokens"]
+    if why:
+        raise DataError(f"start=linear_probe: needs the same options for all examples, of one token each; {why[0]}")
+
+
 @torch.no_grad()
 def install(scorer: Scorer, parts: Sequence[Batch]) -> None:
     """Fit a multinomial logistic regression of labels on the head's inputs, and make its coefficients the head's rows
@@ -101,17 +115,12 @@ def install(scorer: Scorer, parts: Sequence[Batch]) -> None:
 
     Args:
         scorer: of a model whose head trains.
-        parts: the training set.
-
-    Raises:
-        DataError: options of more than one token, or not the same for all examples.
+        parts: the training set, which has passed `check`.
     """
-    options = torch.cat([part.option_ids for part in parts]) if all(p.counts is None for p in parts) else None
-    if options is None or bool((options != options[0]).any()):
-        raise DataError("start=linear_probe: needs a task whose examples share their options, of one token each")
+    options = parts[0].option_ids[0]
     hidden = torch.cat([scorer.hidden(part) for part in parts])
-    found = fit(hidden, torch.cat([part.labels for part in parts]), options.shape[1])
-    scorer.head.weight[options[0]] = found.to(scorer.head.weight.dtype)
+    found = fit(hidden, torch.cat([part.labels for part in parts]), len(options))
+    scorer.head.weight[options] = found.to(scorer.head.weight.dtype)
 
 
 def fit(x: Tensor, labels: Tensor, n_class: int, solver: Solver = "logistic", penalty: float = PENALTY) -> Tensor:

@@ -101,10 +101,6 @@ class RunSpec:
         if self.model.gradient_checkpointing and (self.is_zo or not self.trains):
             kind = "a zeroth-order optimizer" if self.is_zo else "a run without training"
             found.append(f"model.gradient_checkpointing=true: {kind} has no backward pass to save for")
-        if self.start == "linear_probe" and not self.scheme.trains_head:
-            found.append(
-                f"start=linear_probe: changes the head, which scheme={self.scheme.name} keeps; use scheme=full or head"
-            )
         forward_mode = self.steps_by(ForwardGrad)
         backward = self.trains and not self.is_zo
         if (backward or forward_mode) and self.loss not in DIFFERENTIABLE:
@@ -230,6 +226,8 @@ def build(spec: RunSpec) -> Bench:
         calibration=spec.calibration, n_demonstration=spec.n_demonstration,
         reserve=spec.task.max_new_tokens,
     )  # fmt: skip
+    if spec.start == "linear_probe":
+        probe.check(given.data["train"])
     spec.precision.apply()
     if spec.device.type == "cuda" and spec.model.device_map is None:
         one_stream(spec.device)

@@ -40,11 +40,12 @@ class LinearProbe(Scheme):
     def misfits(self, spec: RunSpec) -> list[str]:
         """See `Scheme`."""
         found = super().misfits(spec)
-        if spec.task.kind == "generation":
-            found.append(f"scheme={self.name}: chooses among options, and task={spec.task.name} generates text")
+        if why := spec.task.without_classes:
+            found.append(f"scheme={self.name}: has a row for each class, and task={why}; use another scheme")
         if spec.calibration != "none":
             found.append(
-                f"calibration={spec.calibration}: is of the model's own scores, not those of scheme={self.name}"
+                f"calibration={spec.calibration}: is of the model's own scores, not those of scheme={self.name}; use "
+                "calibration=none"
             )
         if spec.n_demonstration:
             found.append(f"scheme={self.name}: is fitted to prompts without demonstrations; use optimizer=none")

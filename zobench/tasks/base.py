@@ -67,14 +67,16 @@ class Task(ABC):
 
     ``metric`` chooses checkpoints. ``kind``: whether the model picks an option or writes an answer. ``masked``: whether
     the template has a place for a mask token, so that it needs a masked language model. ``classes``: names of the
-    classes that rows fall into, empty where options are the row's own. A generation task has ``stop``, the text that
-    ends an answer, and ``max_new_tokens``.
+    classes that rows fall into, in the order of every example's options; empty where options are the row's own.
+    ``has_null_prompt``: whether examples have one; where it depends on the row, they are asked. A generation task has
+    ``stop``, the text that ends an answer, and ``max_new_tokens``.
     """
 
     metric: Literal["accuracy", "f1"] = "accuracy"
     kind: Literal["choice", "generation"] = "choice"
     masked: bool = False
     classes: tuple[str, ...] = ()
+    has_null_prompt: bool = True
     stop: str = ""
     max_new_tokens: int = 0
 
@@ -139,6 +141,14 @@ class Task(ABC):
         """Tokens that a row may have, with a model that allows ``of_model``."""
         return of_model if self._max_length is None else min(of_model, self._max_length)
 
+    @property
+    def without_classes(self) -> str:
+        """Why its rows fall into no classes, for those who need some; "" where they do."""
+        if self.classes:
+            return ""
+        why = "a generation task" if self.kind == "generation" else "its options are the row's own"
+        return f"{self.name} has no classes ({why})"
+
     def problems(self) -> list[str]:
         """What is wrong with the settings beyond their types, e.g. a folder that is not there."""
         found = []
@@ -148,9 +158,8 @@ class Task(ABC):
             found += [f"{key}=null: must be a whole number, unless task.k_shot is one" for key in sorted(missing)]
         else:
             found += [f"{key}: task.k_shot={self.k_shot} says how many there are; set {key}=null" for key in given]
-            if not self.classes:
-                why = "a generation task" if self.kind == "generation" else "its options are the row's own"
-                found.append(f"task.k_shot={self.k_shot}: {self.name} has no classes ({why}); use task.n_train")
+            if why := self.without_classes:
+                found.append(f"task.k_shot={self.k_shot}: {why}; use task.n_train")
         if self.kind == "generation" and self.loss != "teacher_forcing":
             found.append(f"task.loss={self.loss}: {self.name} has one text to learn; use teacher_forcing")
         return found

@@ -52,6 +52,7 @@ class Classification(HubTask):
             self._templates["unaligned"] = Template(unaligned)
         self._shown = self._templates["prompt" if alignment or unaligned is None else "unaligned"]
         self.null_text = null_prompt if alignment else ""
+        self.has_null_prompt = self.null_text is not None
         self.classes = tuple(words)
         separator = "" if self._shown.text.endswith("\n") else " "
         self._options = tuple(separator + word for word in words)

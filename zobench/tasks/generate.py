@@ -24,6 +24,7 @@ class Generation(HubTask):
     """
 
     kind = "generation"
+    has_null_prompt = False
 
     def __init__(
         self,

@@ -250,6 +250,7 @@ class MaskedToy(Toy):
     """The generated sentences, shown as SST-2's are to masked models."""
 
     masked = True
+    has_null_prompt = False
 
     def example(self, index: int, row: Row) -> Example:
         return replace(super().example(index, row), suffix=".", null_prompt=None)
