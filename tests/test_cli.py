@@ -29,7 +29,8 @@ OPTIMIZER_KEYS = (
 )
 TOP_KEYS = (
     "batch_size, budget, calibration, compile, cuda_graphs, data, device, eval_batch_size, force, log_every, loss, "
-    "micro_batch_size, model, optimizer, out, packed, precision, progress, save, schedule, scheme, seed, start, task, wandb"
+    "micro_batch_size, model, optimizer, out, packed, precision, progress, save, schedule, scheme, seed, start, task, "
+    "wandb"
 )
 DEVICE_KINDS = "must be auto, cpu, cuda or cuda:<number>"
 
