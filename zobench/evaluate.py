@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ def evaluate(
     device: torch.device,
     pad_id: int,
     *,
+    packed: bool = False,
     nulls: Nulls | None = None,
     told: Told | None = None,
 ) -> dict[str, float]:
@@ -32,12 +34,14 @@ def evaluate(
 
     Args:
         batch_size: rows a forward, see `scoring.Batch`; an example of more rows is scored in several forwards.
+        packed: see `scoring.collate`.
         nulls: for calibrated scores, see `Nulls`; None is the mean log-probability of each option.
         told: of the progress.
     """
-    scores = option_scores(scorer, examples, batch_size, device, pad_id, told=told, summed=nulls is not None)
+    score = partial(option_scores, scorer, packed=packed, summed=nulls is not None)
+    scores = score(examples, batch_size, device, pad_id, told=told)
     if nulls is not None:
-        of_nulls = option_scores(scorer, nulls.encoded, batch_size, device, pad_id, summed=True)[nulls.of]
+        of_nulls = score(nulls.encoded, batch_size, device, pad_id)[nulls.of]
         scores = torch.where(scores.isneginf(), scores, scores - of_nulls)
     labels = torch.tensor([example.label[0] for example in examples])
     right = torch.zeros(scores.shape, dtype=torch.bool)
@@ -56,6 +60,7 @@ def evaluate_texts(
     device: torch.device,
     pad_id: int,
     *,
+    packed: bool = False,
     told: Told | None = None,
 ) -> dict[str, float]:
     """``accuracy``: share of texts that match an answer exactly; ``f1``: mean token F1 against the best answer; see
@@ -64,6 +69,7 @@ def evaluate_texts(
     Args:
         writer: what writes the texts, and what they are worth.
         batch_size: rows that are written, or scored, together.
+        packed: see `scoring.collate`; of what is scored.
         told: of the progress; a text counts as a row.
     """
     generate, judge = writer
@@ -78,7 +84,7 @@ def evaluate_texts(
             told(start + len(picked), 2 * n)
     right = [taught(example) for example in examples]
     sums = option_scores(
-        scorer, right, batch_size, device, pad_id, summed=True, normalised=True,
+        scorer, right, batch_size, device, pad_id, packed=packed, summed=True, normalised=True,
         told=None if told is None else lambda n_done, _: told(n + n_done, 2 * n),
     )  # fmt: skip
     loss = -float(sums.sum()) / sum(len(example.option_ids[0]) for example in right)
@@ -92,6 +98,7 @@ def option_scores(
     device: torch.device,
     pad_id: int,
     *,
+    packed: bool = False,
     summed: bool = False,
     normalised: bool = False,
     told: Told | None = None,
@@ -107,7 +114,7 @@ def option_scores(
     n_all, n_done = sum(n_row(example.option_ids) for example in examples), 0
     for one, piece in _pieces(examples, single, batch_size):
         parts = [replace(examples[i], option_ids=examples[i].option_ids[js], label=(0,)) for i, js in piece]
-        scores = scorer(collate(parts, device, pad_id, normalised=not one)).double().cpu()
+        scores = scorer(collate(parts, device, pad_id, normalised=not one, packed=packed)).double().cpu()
         for (i, js), of_part, part in zip(piece, scores, parts, strict=True):
             n_token = torch.tensor([len(option) for option in part.option_ids] if summed else 1)
             found[i, js] = of_part[: len(part.option_ids)] * n_token

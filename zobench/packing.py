@@ -1,8 +1,9 @@
-"""Rows without their padding: attention alone sees them as rows, all else as one row of tokens.
+"""Rows without padding and repetition: attention alone sees them as rows, all else as one row of tokens.
 
-A batch of rows of unequal length is mostly padding: of SST-2's minibatches of 16, three fifths. What works token by
-token (embeddings, norms, products with weights, nearly all of a forward) is done for the slots that are kept; before
-attention they are spread to rows again, for the kernels that transformers chooses for "sdpa".
+A batch of rows of unequal length is mostly padding: of SST-2's minibatches of 16, three fifths. And an example with
+options of several tokens repeats its prompt for each. What works token by token (embeddings, norms, products with
+weights, nearly all of a forward) is done for the slots that are kept, each once; before attention they are spread to
+rows again, for the kernels that transformers chooses for "sdpa".
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ LEAST = 64  # slots are kept by so many, or by an eighth of the power of two bel
 class Packing:
     """Which slots of (R, T) rows are kept.
 
-    kept: (N,) int64, slots r T + t, ascending, of all tokens and of some padding. places: (R, T) int64, where a slot is
-    among those, and 0 where it is not. seen: (R, T) bool, which slots attention may see; None where it is causal, so
-    that no token sees what is to its right.
+    kept: (N,) int64, slots r T + t, ascending, of all tokens, but for those that are another row's too, and of some
+    padding. places: (R, T) int64, where among those a slot's token is, and 0 where there is none. seen: (R, T) bool,
+    which slots attention may see; None where it is causal, so that no token sees what is to its right.
     """
 
     kept: Tensor
@@ -47,21 +48,31 @@ class Packing:
         return torch.minimum(self.kept % self.places.shape[1], lengths.max() - 1)[None]
 
 
-def kept_slots(lengths: Sequence[int], width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+def kept_slots(
+    lengths: Sequence[int], width: int, shared: Sequence[tuple[int, int]] | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     """``kept`` and ``places`` of `Packing` for rows of so many tokens, padded to ``width``; None where nothing would be
-    left out."""
-    n = sum(lengths)
+    left out.
+
+    Args:
+        shared: for each row another and how many tokens they begin with alike, which attention must not tell apart;
+            that row shares none of its own with a third.
+    """
+    source, n_alike = np.array(shared or [(row, 0) for row in range(len(lengths))]).T
+    columns = np.arange(width)
+    token = columns < np.asarray(lengths)[:, None]
+    alike = columns < n_alike[:, None]
+    own = token & ~alike
+    n = int(own.sum())
     step = max(LEAST, (1 << n.bit_length() - 1) // 8)
     n_kept = -(-n // step) * step
-    if n_kept >= len(lengths) * width:
+    if n_kept >= own.size:
         return None
-    columns = np.arange(width)
-    padding = columns >= np.asarray(lengths)[:, None]
-    order = np.argsort(np.where(padding, 1 + columns, 0).ravel(), kind="stable")  # tokens, then padding from the left
-    kept = np.sort(order[:n_kept])
-    places = np.zeros(padding.shape, dtype=np.int64)
+    spare = np.where(token, width, columns)  # padding from the left, before what another row has
+    kept = np.sort(np.argsort(np.where(own, -1, spare).ravel(), kind="stable")[:n_kept])
+    places = np.zeros(own.shape, dtype=np.int64)
     places.ravel()[kept] = np.arange(n_kept)
-    return kept, places
+    return kept, np.where(alike, places[source], np.where(own, places, 0))
 
 
 def enable(model: nn.Module) -> None:

@@ -201,10 +201,11 @@ class Bench:
 
     def evaluate(self, split: Split, told: Told | None = None) -> dict[str, float]:
         """Metrics of the weights as they are."""
-        data, size, device = self.data[split], self.spec.eval_batch_size, self.spec.device
+        spec = self.spec
+        how: Any = (self.data[split], spec.eval_batch_size, spec.device, self.pad_id)
         if self.writer is not None:
-            return evaluate_texts(self.scorer, self.writer, data, size, device, self.pad_id, told=told)
-        return evaluate(self.scorer, data, size, device, self.pad_id, nulls=self.nulls.get(split), told=told)
+            return evaluate_texts(self.scorer, self.writer, *how, packed=spec.packed, told=told)
+        return evaluate(self.scorer, *how, packed=spec.packed, nulls=self.nulls.get(split), told=told)
 
     def home(self) -> None:
         self.optimizer.home()

@@ -86,12 +86,13 @@ def collate(
     Args:
         normalised: options of one token are treated as those of several, so that their scores are log-probabilities
             over the whole vocabulary.
-        packed: padding is left out where it can be, see `packing`.
+        packed: padding and repeated prompts are left out where they can be, see `packing`.
     """
     single = not normalised and all(len(option) == 1 for example in examples for option in example.option_ids)
     n_option = [len(example.option_ids) for example in examples]
     widest = max(n_option)
     rows: list[tuple[int, ...]] = []
+    shared: list[tuple[int, int]] = []  # for each row the first of its example, and what it has of that
     option_ids: list[Sequence[int]] = []
     predictors: list[list[int]] = []
     where_row: list[int] = []
@@ -104,6 +105,7 @@ def collate(
         if single:
             words = [option[0] for option in example.option_ids]
             option_ids.append([*words, *words[:1] * (widest - len(words))])
+            shared.append((len(rows), 0))
             rows.append(example.prompt_ids)
             continue
         for option in example.option_ids:
@@ -113,12 +115,15 @@ def collate(
             if n_more:
                 where_row.extend([len(rows)] * n_more)
                 where_column.extend(range(first + 1, first + 1 + n_more))
+                first_row = where_row[of_prompt]
+                shared.append((first_row, 0 if first_row == len(rows) else len(example.prompt_ids)))
                 rows.append((*example.prompt_ids, *option[:-1]))  # the last option token is predicted, never read
         if where_row[of_prompt] == len(rows):  # no option has more than one token
+            shared.append((len(rows), 0))
             rows.append(example.prompt_ids)
     lengths = [len(row) for row in rows]
     longest = -(-max(lengths) // PAD_TO) * PAD_TO
-    slots = kept_slots(lengths, wide := -(-longest // PACKED_TO) * PACKED_TO) if packed else None
+    slots = kept_slots(lengths, wide := -(-longest // PACKED_TO) * PACKED_TO, shared) if packed else None
     if slots is not None:
         longest = wide
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
