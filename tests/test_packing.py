@@ -81,6 +81,15 @@ def test_where_nothing_would_be_left_out_rows_stay(lengths: list[int]) -> None:
     assert packing.kept_slots(lengths, 64 if len(lengths) == 1 else 40 if lengths[0] > 8 else 8) is None
 
 
+@pytest.mark.parametrize(("lengths", "kept"), [([15] * 16, None), ([9] * 15 + [60], 256), ([30] * 8, None)])
+def test_rows_of_like_length_run_as_they_are(lengths: list[int], kept: int | None) -> None:
+    batch = collate(_rows("roberta", lengths), CPU, 1, packed=True)
+    assert (batch.kept is None) == (kept is None) == (batch.places is None)
+    assert kept is None or batch.kept is not None
+    assert batch.kept is None or batch.kept.numel() == kept
+    assert batch.ids.shape[1] == (-(-max(lengths) // 8) * 8 if kept is None else 64)
+
+
 def test_padding_that_is_kept_has_a_position_that_a_token_may_have() -> None:
     lengths = [3, 50, 9]
     slots = packing.kept_slots(lengths, 64)

@@ -295,6 +295,7 @@ def timeless(ran: Ran) -> list[dict[str, Any]]:
     "overrides",
     [
         ("optimizer=zo_sgd", "micro_batch_size=3"),
+        ("optimizer=zo_sgd", "packed=true"),
         ("optimizer=zo_sgd_block",),
         ("optimizer=meazo",),
         ("optimizer=zo_sgd", "optimizer.anneal_every=2", "optimizer.anneal_ratio=1.00001"),

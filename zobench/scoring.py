@@ -124,8 +124,10 @@ def collate(
     lengths = [len(row) for row in rows]
     longest = -(-max(lengths) // PAD_TO) * PAD_TO
     slots = kept_slots(lengths, wide := -(-longest // PACKED_TO) * PACKED_TO, shared) if packed else None
-    if slots is not None:
+    if slots is not None and len(slots[0]) < len(rows) * longest:
         longest = wide
+    else:
+        slots = None
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
