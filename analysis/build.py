@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis import costs, plan, plots, profile_build, profile_rows, published, render, tables, usage
+from analysis import costs, plan, plots, profile_build, profile_rows, published, render, tables, trials, usage
 from analysis.load import Records, load
 from analysis.select import Choice, choose, rows_of
 
@@ -42,6 +42,7 @@ def write_tables(
     written = []
     for name, table in {
         "accuracy": accuracy,
+        "trials": trials.trials(choices, out.name),
         "memory": usage.memory(records.runs),
         "throughput": usage.throughput(records.runs),
         "equal_forwards": costs.at_equal_forwards(courses, out.name),

@@ -49,6 +49,12 @@ def explained(marks: Iterable[str]) -> str:
     return EXPLAINED if any(marks) else ""
 
 
+def by_value(point: str) -> list[tuple[str, int, float, str]]:
+    """A key that sorts trial points (JSON): by their hyperparameters, numbers by size before all else."""
+    found = sorted(_hyperparameters(point).items())
+    return [(name, 0, value, "") if _is_number(value) else (name, 1, 0.0, str(value)) for name, value in found]
+
+
 def _hyperparameters(point: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(point)["optimizer"]
     return found

@@ -35,8 +35,9 @@ class Choice:
     test, test_std: mean and sample standard deviation (ddof = 1; NaN below two seeds) over its ``n_seed`` completed
     seeds that have a test score, which ``by_seed`` holds; n_lost: seeds of the point that diverged, ran out of memory
     or failed.
-    n_trial: points of the group that were tried, lost ones included; highest, lowest: the hyperparameters of which the
-    winning point has the largest, the smallest value of them (`edges`).
+    n_trial: points of the group that were tried, lost ones included; trials: each of these, its mean dev score on the
+    compared seeds (NaN without a completed run there) and what became of its runs there; highest, lowest: the
+    hyperparameters of which the winning point has the largest, the smallest value of them (`edges`).
     notes: what a reader must know, mostly nothing.
     lacks: how much of its suite's plan is there, such as ``2 of 3 seeds``; '' for all of it, or without a plan.
     """
@@ -62,6 +63,7 @@ class Choice:
     n_lost: int = 0
     highest: tuple[str, ...] = ()
     lowest: tuple[str, ...] = ()
+    trials: tuple[tuple[str, float, str], ...] = ()
     notes: tuple[str, ...] = ()
     lacks: str = ""
 
@@ -138,6 +140,12 @@ def _choose(group: dict[str, Any], runs: list[Row]) -> Choice:
         n_lost=len(candidates[winner]) - len(_completed(candidates[winner])),
         highest=highest,
         lowest=lowest,
+        trials=tuple(
+            (point, -rank(point)[1], "/".join(sorted({run["status"] for run in judged(point)})))
+            if point in candidates
+            else (point, math.nan, "/".join(sorted({run["status"] for run in points[point]})))
+            for point in sorted(points, key=edges.by_value)
+        ),
         notes=notes,
         **_report(run for run in runs if run["point"] == winner and run["status"] == COMPLETED),
     )

@@ -1,6 +1,7 @@
 """analysis: records -> frames -> chosen trials -> tables and figures, on made-up records with known answers."""
 
 import ast
+import csv
 import json
 import math
 import sys
@@ -467,6 +468,34 @@ def test_rows_to_train_on_are_those_of_each_class(tmp_path: Path) -> None:
     assert dict(zip(runs["run_id"], runs["n_train"], strict=True)) == {"few": 48, "all": 1000}
 
 
+def test_every_trial_of_a_search_is_shown(tmp_path: Path) -> None:
+    """With its dev score on the seed that all trials have, whatever seeds the chosen one has besides."""
+    folder = tmp_path / "demo"
+    for lr, dev in ((1e-3, 0.6), (1e-2, 0.8), (1e-4, 0.5)):
+        whole_run(folder, dev, test=0.7, lr=lr, seed=1)
+    whole_run(folder, 0.4, test=0.6, lr=1e-2, seed=2)
+    whole_run(folder, status="diverged", lr=0.1, seed=1)
+    whole_run(folder, 0.9, optimizer="adamw", lr=1e-3, seed=1)  # nothing was searched
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    text = (folder / "tables/trials.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith(("| zo_sgd", "| adamw"))]
+    assert rows == [
+        "| zo_sgd | toy / full | lr=0.01 | 80.0 | 65.0 ± 7.1 | lr=0.0001: 50.0; lr=0.001: 60.0; lr=0.1: diverged |"
+    ]
+    with (folder / "tables/trials.csv").open(newline="") as file:
+        data = [(row["point"], row["status"], row["dev"], row["chosen"]) for row in csv.DictReader(file)]
+    assert [row[1:] for row in data] == [
+        ("completed", "0.500000", "no"), ("completed", "0.600000", "no"), ("completed", "0.800000", "yes"),
+        ("diverged", "", "no"),
+    ]  # fmt: skip
+
+
+def test_a_suite_without_a_search_says_so(tmp_path: Path) -> None:
+    whole_run(tmp_path / "demo", lr=1e-3, seed=1)
+    assert build.main(["--records", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert "No method of this suite was searched" in (tmp_path / "demo/tables/trials.md").read_text()
+
+
 def test_what_tells_no_more_is_not_said(tmp_path: Path) -> None:
     for k, n_dev in ((16, 32), (512, 1024)):
         variant_run(tmp_path, f"k{k}", **{"task.k_shot": k, "task.n_dev": n_dev})
@@ -675,7 +704,7 @@ def test_build_writes_the_same_bytes_each_time(suite: Path, capsys: pytest.Captu
     written = everything(suite / "one")
     assert written == everything(suite / "two")
     equal = ("equal_forwards", "equal_seconds", "equal_memory")
-    names = ("accuracy", "memory", "throughput", *equal, "time_to_target", "published")
+    names = ("accuracy", "trials", "memory", "throughput", *equal, "time_to_target", "published")
     tabled = [f"demo/tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
     axes = ("forwards", "seconds", "memory")
     drawn = [f"demo/figures/accuracy_vs_{axis}.{kind}" for axis in axes for kind in ("csv", "png", "svg")]
@@ -716,6 +745,7 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         "render": set(),
         "plan": {"lines", "select", "variants"},
         "tables": {"edges", "lines", "numbers", "paired", "render", "select", "variants"},
+        "trials": {"edges", "numbers", "render", "select"},
         "usage": {"lines", "numbers", "render", "select", "variants"},
         "numbers": {"render"},
         "costs": {"load", "render", "select", "variants"},
@@ -732,7 +762,7 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         },
         "build": {
             *("costs", "load", "plan", "plots", "profile_build", "profile_rows", "published", "render", "select"),
-            *("tables", "usage"),
+            *("tables", "trials", "usage"),
         },
         "board": {"costs", "load", "overhead", "select"},
         "page": set(),
