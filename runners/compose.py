@@ -22,7 +22,7 @@ from zobench.config import ConfigError, bind, locate, nearest, unknown
 from zobench.identity import OFF
 from zobench.optim.hybrid import Hybrid
 from zobench.optim.nodes import arguments_of_optimizer, unfit_for, with_plain_parts
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 from zobench.tasks.base import Task
 
 # On import it says which of its CPU kernels another package would replace, once peft or an optimizer imports it.

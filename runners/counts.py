@@ -14,7 +14,8 @@ from typing import Any
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.mezo_svrg import MeZOSVRG
 from zobench.optim.nodes import wrapped
-from zobench.run import Bench, RunSpec
+from zobench.run import Bench
+from zobench.spec import RunSpec
 from zobench.spending import Spending, cost_of
 
 Row = dict[str, Any]

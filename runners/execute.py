@@ -18,8 +18,9 @@ from zobench.observer import Observer
 from zobench.optim.first_order import FirstOrder
 from zobench.record import FINISHED, Record, RecordError, record_path
 from zobench.rows import lost_row, run_row
-from zobench.run import Bench, RunSpec, build, state_bytes
+from zobench.run import Bench, build, state_bytes
 from zobench.save import check_writable, is_saved, save
+from zobench.spec import RunSpec
 from zobench.train import Loop
 from zobench.trajectory import SUFFIX
 

@@ -21,8 +21,8 @@ from runners.step_memory import Step, StepMemory
 from runners.step_time import StepTime, Work
 from zobench.config import ConfigError
 from zobench.models import ModelError
-from zobench.run import RunSpec
 from zobench.schemes.linear_probe import LinearProbe
+from zobench.spec import RunSpec
 from zobench.tasks.encoding import Encoded
 
 ALIKE = ("model", "task", "scheme", "optimizer", "precision", "batch_size")  # runs that agree in these take as long

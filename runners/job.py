@@ -18,7 +18,7 @@ from runners.multirun import command_of
 from zobench.config import ConfigError
 from zobench.record import FINISHED, Record, RecordError, RecordHeld, record_path
 from zobench.rows import lost_row, run_row
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 
 LAST_LINES = 20  # of what a process printed, in the record of its failure
 STOPS = (signal.SIGTERM, signal.SIGINT)

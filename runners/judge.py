@@ -27,7 +27,8 @@ from zobench.models import ModelError
 from zobench.optim.nodes import DESCRIPTIVE
 from zobench.record import RecordError
 from zobench.replay import Confirmation
-from zobench.run import RunSpec, build
+from zobench.run import build
+from zobench.spec import RunSpec
 from zobench.tasks.base import DataError
 
 SIZES = ("n_train", "n_dev", "n_test", "k_shot", "data_seed")  # of a task: which rows of it

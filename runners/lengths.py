@@ -25,7 +25,7 @@ from runners.execute import hush
 from zobench.config import ConfigError, unknown
 from zobench.minibatches import Minibatches
 from zobench.models import ModelError
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 from zobench.tasks.base import DataError
 from zobench.tasks.splits import examples
 

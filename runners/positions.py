@@ -8,7 +8,7 @@ from typing import Any
 
 from runners.targets import arguments_of
 from zobench.config import locate
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 
 
 def positions(spec: RunSpec) -> int:

@@ -15,7 +15,7 @@ from zobench import provenance
 from zobench.models import ModelError
 from zobench.profile.memory import predict
 from zobench.profile.rows import fixed
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 
 Row = dict[str, Any]
 NAMES = ("model", "scheme", "optimizer", "precision")

@@ -30,8 +30,9 @@ from zobench.config import ConfigError
 from zobench.models import ModelError
 from zobench.record import RecordError, read_rows
 from zobench.replay import check_tensors, confirm, drift, exact, ideal, recorded
-from zobench.run import RunSpec, build
+from zobench.run import build
 from zobench.save import save
+from zobench.spec import RunSpec
 from zobench.tasks.base import DataError
 
 TRUSTED = r"(zobench|torch\.optim)(\.\w+)+"  # what a record may name as a _target_: its config is data, not code

@@ -19,7 +19,7 @@ from runners.execute import hush
 from zobench import demonstrations
 from zobench.config import ConfigError
 from zobench.models import ModelError
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 from zobench.tasks.base import DataError, Example, Task
 from zobench.tasks.splits import examples as drawn
 from zobench.tasks.splits import shown as example_of

@@ -23,7 +23,8 @@ from zobench.optim.forward_grad import ForwardGrad
 from zobench.outline import outline
 from zobench.profile import memory
 from zobench.profile.memory import WORKSPACE, predict
-from zobench.run import RunSpec, make_optimizer, state_bytes
+from zobench.run import make_optimizer, state_bytes
+from zobench.spec import RunSpec
 from zobench.tasks.encoding import Encoded
 
 DEPTHS = (2, 4)  # layers of the shallow models

@@ -5,10 +5,10 @@ Two laws are fitted, by least squares of relative errors, to the rows of one dev
     a forward  =  a  +  b * bytes of all weights  +  c * parameters * tokens
     a step     =  d * its cost in forwards * a forward  +  e * bytes of the weights that it moves
 
-the second for each kind of optimizer: zeroth-order, first-order, hybrid, forward gradients. A forward that gradient
-checkpointing repeats counts; of a backward, half is not made for weights that are frozen. Where the same model, scheme
-and optimizer has been measured, the row of the nearest number of tokens corrects what the laws say. A kind without a
-row is unknown.
+the second for each optimizer that has rows of enough models, else for its kind: zeroth-order, first-order, hybrid,
+forward gradients. A forward that gradient checkpointing repeats counts; of a backward, half is not made for weights that
+are frozen. Where the same model, scheme and optimizer has been measured, the row of the nearest number of tokens corrects
+what the laws say. A kind without a row is unknown.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from zobench.optim.nodes import wrapped
 FOLDER = Path("results/profile")
 ALIKE = ("model", "scheme", "optimizer", "q", "distribution", "gradient_checkpointing")
 HALF = "half"  # arithmetic of bfloat16 and float16
+ENOUGH = 3  # models that an optimizer was measured on, for a law of its own
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class Work:
     moved_bytes: float
     forwards_per_step: float
     tokens: float
+
+    @property
+    def model(self) -> Any:
+        return self.alike[ALIKE.index("model")]
+
+    @property
+    def optimizer(self) -> Any:
+        return self.alike[ALIKE.index("optimizer")]
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,9 @@ class StepTime:
         mine = [t for t in self.rows if (t.work.kind, t.work.arithmetic) == (work.kind, basis)]
         if basis is None or not mine:
             return None
+        own = [t for t in mine if t.work.optimizer == work.optimizer]
+        if len({t.work.model for t in own}) >= ENOUGH:
+            mine = own
         law = _fit([_step_terms(t.work, t.forward_ms) for t in mine], [t.step_ms for t in mine])
 
         def said(of: Work) -> float:

@@ -29,7 +29,7 @@ from runners.multirun import command_of, expand
 from runners.scales import at_scale
 from zobench.config import ConfigError, unknown
 from zobench.record import record_path
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 
 SUITES = CONF / "suite"
 SHOWN = (  # of the overrides, in a run's label

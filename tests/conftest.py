@@ -27,7 +27,8 @@ from runners import launch, train
 from runners.compose import spec_of
 from runners.job import Ended, of_machine
 from zobench import provenance
-from zobench.run import Bench, RunSpec, build
+from zobench.run import Bench, build
+from zobench.spec import RunSpec
 from zobench.tasks import toy
 from zobench.trajectory import SUFFIX, Entry, read
 

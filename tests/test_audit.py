@@ -18,7 +18,8 @@ from runners.compose import compose
 from zobench.again import Again
 from zobench.audit import audit
 from zobench.identity import digest
-from zobench.run import RunSpec, build
+from zobench.run import build
+from zobench.spec import RunSpec
 from zobench.spending import Spending
 from zobench.trajectory import apply, read
 

@@ -38,7 +38,8 @@ from zobench.optim.no_training import NoTraining
 from zobench.optim.zo_sgd_cons import ZOSGDCons
 from zobench.precision import Precision
 from zobench.record import RecordError
-from zobench.run import RunSpec, build, make_optimizer
+from zobench.run import build, make_optimizer
+from zobench.spec import RunSpec
 
 
 def is_zo(name: str) -> bool:

@@ -19,9 +19,9 @@ from zobench.head import Head
 from zobench.layers import Layers
 from zobench.models import LanguageModel
 from zobench.objective import Meter, TaskObjective
-from zobench.run import RunSpec
 from zobench.schemes.base import n_parameters
 from zobench.scoring import Scorer, collate
+from zobench.spec import RunSpec
 from zobench.tasks.encoding import Encoded
 
 CPU = torch.device("cpu")

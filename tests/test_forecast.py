@@ -15,7 +15,7 @@ from runners.step_memory import StepMemory, step_of
 from runners.step_time import StepTime
 from zobench.profile.memory import predict
 from zobench.profile.rows import fixed
-from zobench.run import RunSpec
+from zobench.spec import RunSpec
 
 ROWS = step_time.read(Path(__file__).parents[1] / "results/profile")
 SMALL = ["model=opt-125m", "model.weights=random", "task=toy"]

@@ -24,8 +24,9 @@ from zobench.objective import Meter, TaskObjective
 from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
 from zobench.precision import Precision
-from zobench.run import Bench, RunSpec, build, make_optimizer
+from zobench.run import Bench, build, make_optimizer
 from zobench.scoring import Scorer
+from zobench.spec import RunSpec
 
 SHORT = ("optimizer=hybrid", "task.n_train=24", "task.n_dev=8", "task.n_test=8")  # three minibatches
 PLAIN = {"lr": 1e-4, "zo_eps": 1e-3, "q": 1, "distribution": "gaussian", "weight_decay": 0.0}

@@ -17,7 +17,8 @@ from runners.compose import compose, spec_from
 from runners.composition import CONF
 from zobench.body import base_of
 from zobench.models import LanguageModel, ModelError, fingerprint
-from zobench.run import Bench, RunSpec, build
+from zobench.run import Bench, build
+from zobench.spec import RunSpec
 
 SCHEMES = sorted(path.stem for path in (CONF / "scheme").glob("[!_]*.yaml"))
 OPTIMIZERS = ("zo_sgd", "adamw")

@@ -19,8 +19,9 @@ from zobench.outline import outline
 from zobench.profile.memory import Prediction, predict
 from zobench.profile.rows import fixed
 from zobench.profile.weightless import Meter, weightless
-from zobench.run import RunSpec, build
+from zobench.run import build
 from zobench.scoring import collate
+from zobench.spec import RunSpec
 
 TINY = ["model=tiny", "task=toy", "device=cpu", "batch_size=4", "task.n_train=8", "task.n_dev=2", "task.n_test=2"]
 LENGTH = 32

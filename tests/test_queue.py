@@ -26,7 +26,8 @@ from zobench.engine.ops import Op
 from zobench.engine.queue import SLOTS, Queue
 from zobench.engine.slot import Stream
 from zobench.precision import Precision
-from zobench.run import Bench, RunSpec, build, make_optimizer
+from zobench.run import Bench, build, make_optimizer
+from zobench.spec import RunSpec
 
 N_STEP = 2
 LR = 1e-2

@@ -10,7 +10,7 @@ from zobench.losses import Loss
 from zobench.optim.forward_grad import ForwardGrad
 
 if TYPE_CHECKING:
-    from zobench.run import RunSpec
+    from zobench.spec import RunSpec
 
 OF_GENERATION: tuple[Loss, ...] = ("teacher_forcing", "f1")
 

@@ -11,7 +11,7 @@ from zobench.config import ConfigError
 from zobench.optim.hybrid import Hybrid, unmatched
 
 if TYPE_CHECKING:
-    from zobench.run import RunSpec
+    from zobench.spec import RunSpec
 
 
 def outline(spec: RunSpec) -> nn.Module:

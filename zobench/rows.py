@@ -13,7 +13,8 @@ from zobench.engine.stream import NOISE_VERSION
 from zobench.objective import Meter
 from zobench.optim.step import StepInfo
 from zobench.record import SCHEMA
-from zobench.run import Bench, RunSpec
+from zobench.run import Bench
+from zobench.spec import RunSpec
 
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule")
 

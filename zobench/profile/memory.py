@@ -19,9 +19,10 @@ from zobench.optim.first_order import FirstOrder
 from zobench.optim.hybrid import Hybrid
 from zobench.outline import outline
 from zobench.profile.weightless import Meter, refill, weightless
-from zobench.run import RunSpec, make_optimizer
+from zobench.run import make_optimizer
 from zobench.schemes.linear_probe import LinearProbe
 from zobench.scoring import Batch, Scorer
+from zobench.spec import RunSpec
 from zobench.tasks.encoding import Encoded
 
 # What torch keeps for cuBLAS on Hopper, for each thread that multiplies; 8.1 MiB on older GPUs (pytorch/pytorch#89027).

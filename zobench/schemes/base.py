@@ -14,7 +14,7 @@ from zobench.tasks.base import Example, Split
 from zobench.tasks.encoding import Encoded
 
 if TYPE_CHECKING:
-    from zobench.run import RunSpec
+    from zobench.spec import RunSpec
 
 
 class Scheme(ABC):

@@ -16,7 +16,7 @@ from zobench.tasks.base import DataError, Example, Split
 from zobench.tasks.encoding import Encoded
 
 if TYPE_CHECKING:
-    from zobench.run import RunSpec
+    from zobench.spec import RunSpec
 
 
 class LinearProbe(Scheme):

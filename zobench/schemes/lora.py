@@ -15,7 +15,7 @@ from zobench.schemes.base import Scheme
 from zobench.tasks.base import Example
 
 if TYPE_CHECKING:
-    from zobench.run import RunSpec
+    from zobench.spec import RunSpec
 
 
 class LoRA(Scheme):

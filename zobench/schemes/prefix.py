@@ -16,7 +16,7 @@ from zobench.schemes.adapters import set_virtual, task_type, wrapped
 from zobench.schemes.base import Scheme, real_tokens
 
 if TYPE_CHECKING:
-    from zobench.run import RunSpec
+    from zobench.spec import RunSpec
 
 
 class Prefix(Scheme):
