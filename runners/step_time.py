@@ -6,9 +6,9 @@ Two laws are fitted, by least squares of relative errors, to the rows of one dev
     a step     =  d * its cost in forwards * a forward  +  e * bytes of the weights that it moves
 
 the second for each optimizer that has rows of enough models, else for its kind: zeroth-order, first-order, hybrid,
-forward gradients. A forward that gradient checkpointing repeats counts; of a backward, half is not made for weights that
-are frozen. Where the same model, scheme and optimizer has been measured, the row of the nearest number of tokens corrects
-what the laws say. A kind without a row is unknown.
+forward gradients. A forward that gradient checkpointing repeats counts; of a backward, half is not made for weights
+that are frozen. Where the same model, scheme and optimizer has been measured, the row of the nearest number of tokens
+corrects what the laws say. A kind without a row is unknown.
 """
 
 from __future__ import annotations
