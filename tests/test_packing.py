@@ -108,6 +108,20 @@ def test_scores_are_the_same(family: str) -> None:
     assert scorer.packs()
 
 
+@pytest.mark.parametrize("scheme", ["prefix", "prompt"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_behind_virtual_tokens_are_the_same(family: str, scheme: str) -> None:
+    task = "task=sst2_mask" if family in MASKED else "task=toy"
+    spec = spec_of([*FAMILIES[family], task, f"scheme={scheme}", "device=cpu"])
+    loaded: Any = spec.model.load(CPU, torch.float64, 3).model
+    packing.enable(loaded)
+    tokenizer, _ = spec.model.load_tokenizer()
+    scorer = Scorer(spec.scheme.apply(loaded, 5, CPU, tokenizer))
+    whole, packed = _both(_rows(family))
+    torch.testing.assert_close(scorer(packed), scorer(whole), rtol=1e-9, atol=1e-9)
+    assert scorer.packs()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_tokens_run(family: str) -> None:
     model = _model(family)
@@ -153,8 +167,9 @@ def test_gradients_and_slopes_are_the_same(family: str) -> None:
 
 
 @pytest.mark.parametrize("more", [
-    [], ["scheme=lora"], ["scheme=linear_probe"], ["optimizer=zo_sgd_block"], ["optimizer=forward_grad"],
-    ["optimizer=hybrid"], ["optimizer=adamw"], ["micro_batch_size=7"], ["optimizer.q=2"],
+    [], ["scheme=lora"], ["scheme=prefix"], ["scheme=prompt", "optimizer=adamw"], ["scheme=linear_probe"],
+    ["optimizer=zo_sgd_block"], ["optimizer=forward_grad"], ["optimizer=hybrid"], ["optimizer=adamw"],
+    ["micro_batch_size=7"], ["optimizer.q=2"],
 ], ids=lambda more: "-".join(more) or "plain")  # fmt: skip
 def test_steps_are_the_same(lab: Lab, more: list[str]) -> None:
     whole, packed = (build(lab.spec("batch_size=24", *more, f"packed={each}")) for each in ("false", "true"))
@@ -219,8 +234,6 @@ def test_a_model_that_looks_beyond_a_token_elsewhere_is_refused(lab: Lab, monkey
 
 @pytest.mark.parametrize(("override", "said"), [
     ("model.attention=eager", "packed=true: spreads rows for model.attention=sdpa, not eager"),
-    ("scheme=prefix", "packed=true: has no place for the virtual tokens of scheme=prefix"),
-    ("scheme=prompt", "packed=true: has no place for the virtual tokens of scheme=prompt"),
     ("compile=true", "packed=true: is not for compile=true, which would make kernels for every minibatch anew"),
 ])  # fmt: skip
 def test_what_packing_does_not_go_with(override: str, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Body:
         """(R, T, d) hidden states, in the model's dtype, of ids (R, T) int64, of which row r has lengths[r] and
         padding to their right. What stands at a padded position means nothing. Virtual tokens stand before each row
         and have no part in the result. With ``kept`` and ``places``, see `packing.Packing`, no padding runs that can be
-        left out; the model is one for which this was enabled, and has no virtual tokens.
+        left out; the model is one for which this was enabled.
 
         Padding is told by its place: causal attention does not see what is to the right, and other attention gets a
         mask made of the lengths.
@@ -86,16 +87,33 @@ class Body:
         return bool(off < ROUNDING)
 
     def _packed(self, ids: Tensor, lengths: Tensor, kept: Tensor, places: Tensor) -> Tensor:
-        seen = torch.arange(places.shape[1], device=lengths.device) < lengths[:, None] if self._masked else None
-        packing = Packing(kept, places, seen)
-        tokens, columns = packing.gather(ids), packing.columns(lengths)
-        more: dict[str, Any] = {} if self._masked else {"use_cache": False}
-        # A mask of ones, so that transformers looks for no rows in the positions; attention gets the one of the rows.
-        more["attention_mask"] = torch.ones_like(tokens)
-        more["position_ids"] = columns if self._positions is None else self._numbers(columns)
-        with packed(packing):
-            hidden: Tensor = self._forward(input_ids=tokens, **more).last_hidden_state
-        return packing.spread(hidden)
+        virtual = self._virtual
+        n, n_output = (0, 0) if virtual is None else (virtual.n, virtual.n_output)
+        packing = Packing(kept, places)
+        tokens, columns = packing.gather(ids), packing.columns(lengths) + n
+        # Virtual tokens of causal models see none but each other, so that one row of them is that of all.
+        n_row = len(places) if self._masked else 1
+        if n_output:
+            packing = packing.behind(n_output, n_row)
+            columns = torch.cat([torch.arange(n_output, device=columns.device).repeat(1, n_row), columns], dim=1)
+        with nullcontext({"input_ids": tokens}) if virtual is None else virtual.before(tokens) as given:
+            if n_output and n_row > 1:
+                first, rest = given["inputs_embeds"].tensor_split([n_output], dim=1)
+                given["inputs_embeds"] = torch.cat([first.repeat(1, n_row, 1), rest], dim=1)
+            more: dict[str, Any] = {"use_cache": False}
+            # A mask of ones, so that transformers looks for no rows in the positions; attention gets that of the rows.
+            more["attention_mask"] = torch.ones_like(columns)
+            more["position_ids"] = columns if self._positions is None else self._numbers(columns)
+            if self._masked:
+                del more["use_cache"]
+                seen = self._surroundings(places.shape[1], lengths)["attention_mask"]
+                if seen.ndim == 2:
+                    packing = replace(packing, seen=seen.bool())
+                else:
+                    more["attention_mask"] = seen
+            with packed(packing):
+                hidden: Tensor = self._forward(**given, **more).last_hidden_state
+        return packing.spread(hidden)[:, n_output:]
 
     def _numbers(self, places: Tensor) -> Tensor:
         """What a table of positions that has a row for padding calls them; padding may go beyond the table."""

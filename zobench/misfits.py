@@ -114,8 +114,6 @@ def _of_packing(spec: RunSpec) -> list[str]:
     found, model = [], spec.model
     if model.attention != "sdpa":
         found.append(f"packed=true: spreads rows for model.attention=sdpa, not {model.attention}")
-    if spec.scheme.n_virtual:
-        found.append(f"packed=true: has no place for the virtual tokens of scheme={spec.scheme.name}")
     if model.gradient_checkpointing:
         found.append("packed=true: the backward pass of model.gradient_checkpointing=true would not know the rows")
     if model.device_map is not None:

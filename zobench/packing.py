@@ -26,7 +26,7 @@ LEAST = 64  # slots are kept by so many, or by an eighth of the power of two bel
 class Packing:
     """Which slots of (R, T) rows are kept.
 
-    kept: (N,) int64, slots r T + t, ascending, of all tokens, but for those that are another row's too, and of some
+    kept: (N,) int64, slots r T + t, of all tokens, but for those that are another row's too, and of some
     padding. places: (R, T) int64, where among those a slot's token is, and 0 where there is none. seen: (R, T) bool,
     which slots attention may see; None where it is causal, so that no token sees what is to its right.
     """
@@ -42,6 +42,18 @@ class Packing:
     def spread(self, tokens: Tensor) -> Tensor:
         """(R, T, ...) of (1, N, ...); what stands where nothing was kept means nothing."""
         return tokens[0][self.places]
+
+    def behind(self, n: int, n_row: int) -> Packing:
+        """Of rows that begin with n virtual tokens each, those of the first ``n_row`` rows (all, or 1 for all) being
+        kept before all else."""
+        rows, width = self.places.shape
+        virtual = torch.arange(n_row * n, device=self.kept.device)
+        first = virtual // n * (n + width) + virtual % n
+        kept = self.kept // width * (n + width) + n + self.kept % width
+        return Packing(
+            torch.cat([first, kept]),
+            torch.cat([virtual.view(n_row, n).expand(rows, n), n_row * n + self.places], dim=1),
+        )
 
     def columns(self, lengths: Tensor) -> Tensor:
         """(1, N) int64: positions in their rows, those of kept padding no larger than a token's. lengths: (R,)."""
@@ -106,11 +118,18 @@ def _attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     packing = _now[-1] if _now else None
-    rows = [query, key, value]
-    if packing is not None:
-        rows = [packing.spread(x.transpose(1, 2)).transpose(1, 2) for x in rows]
-    found: Tensor = sdpa_attention_forward(module, *rows, attention_mask, **how)[0]
-    return found if packing is None else packing.gather(found), None
+    if packing is None:
+        found: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **how)[0]
+        return found, None
+    n_before = key.shape[2] - query.shape[2]  # keys of a prefix, the same for all rows
+    rows = [_rows(packing, query, 0), _rows(packing, key, n_before), _rows(packing, value, n_before)]
+    return packing.gather(sdpa_attention_forward(module, *rows, attention_mask, **how)[0]), None
+
+
+def _rows(packing: Packing, x: Tensor, n_before: int) -> Tensor:
+    """(R, H, n_before + T, d) of (1, H, n_before + N, d)."""
+    rows = packing.spread(x[:, :, n_before:].transpose(1, 2)).transpose(1, 2)
+    return torch.cat([x[:, :, :n_before].expand(len(rows), -1, -1, -1), rows], dim=2) if n_before else rows
 
 
 def _mask(**how: Any) -> Tensor | None:
@@ -120,6 +139,7 @@ def _mask(**how: Any) -> Tensor | None:
     if _now:
         packing = _now[-1]
         n_row, width = packing.places.shape
-        how |= {"batch_size": n_row, "q_length": width, "kv_length": width, "attention_mask": packing.seen}
+        n_before = how["kv_length"] - how["q_length"]
+        how |= {"batch_size": n_row, "q_length": width, "kv_length": n_before + width, "attention_mask": packing.seen}
     mask: Tensor | None = sdpa_mask(**how)
     return mask
