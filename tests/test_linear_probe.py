@@ -16,10 +16,10 @@ from runners.execute import execute
 from zobench.config import ConfigError
 from zobench.models import CausalLM
 from zobench.probe import Probe, Solver, fit
-from zobench.run import build
+from zobench.run import Bench, build
 from zobench.save import is_saved
 from zobench.scoring import Scorer, collate
-from zobench.tasks.base import DataError, Example
+from zobench.tasks.base import DataError, Example, Split
 from zobench.tasks.toy import OPTIONS, Toy
 
 CPU = torch.device("cpu")
@@ -75,6 +75,22 @@ def _fitted(folder: Path, *overrides: str) -> dict[str, Any]:
     settings = [o for o in TINY if not o.startswith("optimizer.")]
     spec = spec_of(["scheme=linear_probe", "optimizer=none", *settings, *overrides, f"out={folder / 'fitted'}"])
     return execute(spec, "a test", quiet=True).end
+
+
+def test_centred_features_have_no_mean_on_the_training_set(lab: Lab, tmp_path: Path) -> None:
+    plain, centred = (build(lab.spec("scheme=linear_probe", f"scheme.centred={each}")) for each in ("false", "true"))
+
+    def features(bench: Bench, split: Split) -> torch.Tensor:
+        return bench.scorer.hidden(collate(bench.data[split], CPU, bench.pad_id))
+
+    mean = features(plain, "train").mean(0)
+    for split in ("train", "dev", "test"):
+        torch.testing.assert_close(features(centred, split), features(plain, split) - mean, rtol=1e-5, atol=1e-6)
+    assert features(centred, "train").mean(0).abs().max() < 1e-5 < mean.abs().max()
+    centred.model.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_file(tmp_path / "linear_probe.safetensors")["mean"], mean, rtol=1e-5, atol=1e-6)
+    assert "mean" in json.loads((tmp_path / "linear_probe.json").read_text())["how"]
+    assert plain.spec.run_id == lab.spec("scheme=linear_probe").run_id != centred.spec.run_id
 
 
 def test_an_optimizer_comes_near_the_solver(lab: Lab) -> None:

@@ -25,7 +25,7 @@ OFF = {
     "packed": False,
 }
 GROUP_OFF: dict[str, dict[str, Any]] = {
-    "scheme": {"base": "frozen", "a": "trained"},
+    "scheme": {"base": "frozen", "a": "trained", "centred": False},
     "task": {
         "alignment": True, "loss": "cross_entropy", "k_shot": None, "k_shot_fewer": False, "max_length": None,
         "dev_split": "train", "test_split": "validation", "dev_share": 0.25,

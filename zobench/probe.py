@@ -31,16 +31,19 @@ class Probe(nn.Module):
         features: (N, d) float32, one row an example.
         options: the options' texts, in the order of the rows.
         dtype: of the rows, which start at zero.
+        mean: (d,), what was taken off all features; None for nothing.
     """
 
     base_model_prefix = "table"
 
-    def __init__(self, features: Tensor, options: Sequence[str], dtype: torch.dtype) -> None:
+    def __init__(
+        self, features: Tensor, options: Sequence[str], dtype: torch.dtype, mean: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.table = _Table(features)
         self.rows = nn.Linear(features.shape[1], len(options), bias=False, dtype=dtype, device=features.device)
         nn.init.zeros_(self.rows.weight)
-        self._options = list(options)
+        self._options, self._mean = list(options), mean
 
     def forward(self, **given: Any) -> SimpleNamespace:
         """As a language model's: ``logits`` (R, T, options) of ``input_ids`` (R, T)."""
@@ -54,11 +57,15 @@ class Probe(nn.Module):
         """Write the rows, and how they are read."""
         from safetensors.torch import save_file
 
-        save_file({"rows": self.rows.weight.detach().contiguous()}, folder / "linear_probe.safetensors")
+        tensors = {"rows": self.rows.weight.detach().contiguous()}
+        if self._mean is not None:
+            tensors["mean"] = self._mean
+        save_file(tensors, folder / "linear_probe.safetensors")
         how = (
             "The score of options[i] is rows[i] of linear_probe.safetensors times h: what the output embedding of the "
             "base model reads at the position that predicts the option (its last hidden state after the final norm; of "
             "a masked model at the mask token, after the head's own layers)."
+            + (" The mean beside the rows is taken off h first." if self._mean is not None else "")
         )
         (folder / SAVED).write_text(json.dumps({"options": self._options, "how": how}, indent=2) + "\n")
 

@@ -29,13 +29,17 @@ class LinearProbe(Scheme):
         name: as in conf/scheme.
         solver: of ``fit``: logistic regression or, in closed form, ridge regression; see `probe.fit`.
         penalty: of ``fit``, on the squared norm of the rows.
+        centred: whether the mean of the training set's features is taken off all features. What they have in common
+            says nothing of the classes, yet bounds the lr of whatever has one for all weights.
     """
 
     layered, fits = False, True
 
-    def __init__(self, *, name: str, solver: Solver, penalty: Annotated[float, Range(above=0)]) -> None:
+    def __init__(
+        self, *, name: str, solver: Solver, penalty: Annotated[float, Range(above=0)], centred: bool = False
+    ) -> None:
         super().__init__(name=name)
-        self.solver, self.penalty = solver, penalty
+        self.solver, self.penalty, self.centred = solver, penalty, centred
 
     def misfits(self, spec: RunSpec) -> list[str]:
         """See `Scheme`."""
@@ -72,7 +76,11 @@ class LinearProbe(Scheme):
     ) -> tuple[nn.Module, dict[Split, list[Encoded]]]:  # fmt: skip
         """See `Scheme`: a `Probe`, and examples whose only token is their row in its table."""
         dtype = next(model.parameters()).dtype
-        table = torch.cat([features(examples) for examples in data.values()])
+        made = {split: features(examples) for split, examples in data.items()}
+        mean = made["train"].mean(0) if self.centred else None
+        table = torch.cat(list(made.values()))
+        if mean is not None:
+            table -= mean
         ids = tuple((i,) for i in range(len(options)))
         at, found = 0, dict[Split, list[Encoded]]()
         for split, examples in data.items():
@@ -81,7 +89,7 @@ class LinearProbe(Scheme):
                 replace(e, prompt_ids=(i,), option_ids=ids, mask=None) for i, e in zip(rows, examples, strict=True)
             ]
             at += len(examples)
-        return Probe(table, options, dtype), found
+        return Probe(table, options, dtype, mean), found
 
     @torch.no_grad()
     def fit(self, model: nn.Module, examples: Sequence[Encoded]) -> None:
