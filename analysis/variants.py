@@ -30,6 +30,13 @@ IMPLIED = frozenset(  # by the names
 )
 SHOWN = ("task.", "model.chat_template=")  # what the model is shown: of a variant, no part of the method
 ABSENT = object()  # in a record of a time that did not know the setting
+LATER: dict[str, Any] = {  # what such a record had instead, where that is known
+    "loss": "cross_entropy", "micro_batch_size": None, "start": None, "calibration": "none", "compile": False,
+    "packed": False, "scheme.base": "frozen", "scheme.a": "trained", "scheme.centred": False, "task.alignment": True,
+    "task.loss": "cross_entropy", "task.k_shot": None, "task.k_shot_fewer": False, "task.max_length": None,
+    "task.dev_split": "train", "task.test_split": "validation", "task.dev_share": 0.25, "model.chat_template": None,
+    "model.append_eos": False,
+}  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -57,6 +64,7 @@ def variants(settings: Sequence[Row], seeds: Sequence[int]) -> list[str]:
     """
     axes: list[str] = []
     parts: list[tuple[Any, ...]] = [()] * len(settings)
+    settings = _filled(settings)
     for name in sorted({name for each in settings for name in each}):
         values = [each.get(name, ABSENT) for each in settings]
         follows = name == DATA_SEED and all(value == seed for value, seed in zip(values, seeds, strict=True))
@@ -66,6 +74,12 @@ def variants(settings: Sequence[Row], seeds: Sequence[int]) -> list[str]:
         if len(set(finer)) > len(set(parts)):
             axes, parts = [*axes, name], finer
     return [shlex.join(override(name, each[name]) for name in axes if name in each) for each in settings]
+
+
+def _filled(settings: Sequence[Row]) -> list[Row]:
+    """With the settings that others say, where a record is of a time that did not know them."""
+    names = {name for each in settings for name in each} & LATER.keys()
+    return [{**{name: LATER[name] for name in names - each.keys()}, **each} for each in settings]
 
 
 def _plain(value: Any) -> Any:

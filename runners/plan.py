@@ -73,10 +73,13 @@ def _names(point: Point) -> dict[str, str]:
 
 
 def _cells(group: Sequence[list[Point]]) -> list[dict[str, Any]]:
-    """Of the kinds of one name, those that differ in what is overridden; only what differs is said."""
+    """Of the kinds of one name, those that differ in what is overridden, but for what is searched; only what differs is
+    said."""
     trials = [len(kind) for kind in group]
     first = [kind[0] for kind in group]
     keys = sorted({text.split("=")[0] for point in first for text in point.overrides if not text.endswith(f"={SEED}")})
+    searched = {f"optimizer.{name}" for point in first for name in _grid(point)}
+    keys = [key for key in keys if key not in searched and not key.startswith("optimizer.search.")]
     settings = [{key: _value(point, key) for key in keys} for point in first]
     differing = [key for key in keys if any(each[key] != settings[0][key] for each in settings)]
     cells = []
@@ -85,6 +88,12 @@ def _cells(group: Sequence[list[Point]]) -> list[dict[str, Any]]:
         cell = {**_names(point), **({"settings": told} if told else {}), "trials": n}
         cells += [] if cell in cells else [cell]
     return cells
+
+
+def _grid(point: Point) -> dict[str, Any]:
+    """The hyperparameters that are searched in its scheme, with their values."""
+    config = point.spec.config
+    return (config["optimizer"].get("search") or {}).get(config["scheme"]["name"]) or {}
 
 
 def _value(point: Point, key: str) -> Any:

@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import build, edges, plots, render, tables, usage
+from analysis import build, edges, plots, render, tables, usage, variants
 from analysis.load import Records, load
 from analysis.select import Choice, choose
+from zobench import identity
 
 Row = dict[str, Any]
 
@@ -507,6 +508,17 @@ def test_what_tells_no_more_is_not_said(tmp_path: Path) -> None:
         ("zo_sgd", "toy, k_shot=16"),
         ("zo_sgd", "toy, k_shot=512"),
     ]
+
+
+def test_what_an_older_record_does_not_know_was_off(tmp_path: Path) -> None:
+    variant_run(tmp_path, "older", lr=0.1)
+    variant_run(tmp_path, "off", lr=0.2, **{"scheme.centred": False})
+    variant_run(tmp_path, "on", lr=0.1, **{"scheme.centred": True})
+    assert [(c.method, c.n_trial) for c in choose(read(tmp_path).runs)] == [
+        ("zo_sgd, centred=false", 2), ("zo_sgd, centred=true", 1),
+    ]  # fmt: skip
+    whole = {f"{group}.{name}": value for group, off in identity.GROUP_OFF.items() for name, value in off.items()}
+    assert identity.OFF | whole == variants.LATER
 
 
 def test_every_table_names_the_variants(tmp_path: Path) -> None:

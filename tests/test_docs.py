@@ -19,7 +19,7 @@ from runners.suite import load
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = [
     *("ablation_batch_size", "ablation_distribution", "ablation_history", "ablation_zo_eps"),
-    *("lab", "lab_precision", "lab_schemes", "lab_tasks"),
+    *("lab", "lab_precision", "lab_probe", "lab_schemes", "lab_tasks"),
     *("zobench_alignment_lab", "zobench_block_lab", "zobench_hybrid_lab", "zobench_query_budget_lab"),
     *("zobench_sparsity_lab", "zobench_sst2_lab"),
 ]

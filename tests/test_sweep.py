@@ -18,6 +18,7 @@ from conftest import TINY, Cli
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from analysis import build as tables
 from runners import launch, local, pace, status, suite, sweep, train, view
 from runners.compose import spec_of
 from runners.forecast import Cost, Forecast, totals
@@ -502,6 +503,22 @@ def test_a_kind_whose_search_lacks_a_run_waits_and_the_others_go_on(
     assert [text.split()[1] for text in worked[16:]] == ["2", "3"]
     assert again.out.splitlines()[-1].startswith("18 runs, 0 without a result, ")
     assert json.loads((tmp_path / "pair" / "plan.json").read_text()) == plan
+
+
+def test_a_plan_tells_kinds_apart_by_what_is_not_searched(
+    cli: Cli, make_suite: MakeSuite, here: list[list[str]], tmp_path: Path
+) -> None:
+    """Their grids may differ, too, and are no part of what a record's entry is."""
+    del here
+    grids = {"1e-3": "[1e-5,1e-4]", "1e-2": "[1e-4,1e-3]"}
+    runs = [["optimizer=zo_sgd", f"optimizer.zo_eps={e}", f"optimizer.search.full.lr={g}"] for e, g in grids.items()]
+    assert cli(sweep, *make_suite(runs=runs, seeds=[1], tune_seeds=[1]), "jobs=2").code == 0
+    cells = json.loads((tmp_path / "pair" / "plan.json").read_text())["cells"]
+    assert [(cell["settings"], cell["trials"]) for cell in cells] == [
+        ({"optimizer.zo_eps": 1e-3}, 2), ({"optimizer.zo_eps": 1e-2}, 2),
+    ]  # fmt: skip
+    assert tables.main(["--records", str(tmp_path / "pair"), "--out", str(tmp_path)]) == 0
+    assert "Not run yet" not in (tmp_path / "pair/tables/accuracy.md").read_text()
 
 
 def _pretend(overrides: Sequence[str], devs: dict[str, tuple[float, float] | None], worked: list[str]) -> Ended:
