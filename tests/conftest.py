@@ -32,7 +32,7 @@ from zobench.spec import RunSpec
 from zobench.tasks import toy
 from zobench.trajectory import SUFFIX, Entry, read
 
-# 12 steps of 8 examples: an evaluation at 0, 4, 8 and 12, a step row at 5 and 10.
+# 12 steps of 8 examples: an evaluation at 0, 4, 8 and 12, a step row at 5, 10 and 12.
 TINY = (
     "model=tiny task=toy device=cpu progress=false budget=steps budget.amount=12 budget.n_eval=3 batch_size=8 "
     "log_every=5 task.n_train=64 task.n_dev=40 task.n_test=40 optimizer.lr=1e-4"

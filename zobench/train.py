@@ -113,7 +113,7 @@ class Loop:
             made = self._made.popleft()
             loss, slope, m = float(made.info.loss), made.info.projected_grad, made.meter
             self.window.add(loss, None if slope is None else float(slope))
-            if made.step % self.spec.log_every == 0:
+            if made.step % self.spec.log_every == 0 or made.progress >= 1.0:  # what is left over has a row, too
                 self._write(self.window.row(made.step, made.lr, m, self.clocks.elapsed("train")))
                 self.window = Window()
             mark = Mark(
