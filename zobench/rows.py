@@ -17,6 +17,8 @@ from zobench.run import Bench
 from zobench.spec import RunSpec
 
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule")
+# What an optimizer's yaml says of the method, whatever the run; its `search` says what is a hyperparameter.
+ABOUT = ("notes", "recommended", "cost", "method")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Window:
 def run_row(spec: RunSpec, bench: Bench | None, command: str) -> dict[str, Any]:
     """The first row of a record: what the run is, of what, and where it is made; without what only loading tells if
     it could not be loaded (``bench`` is None)."""
-    config = dict(spec.config)
+    of_optimizer = {key: value for key, value in spec.config["optimizer"].items() if key not in ABOUT}
+    config = {**spec.config, "optimizer": of_optimizer}
     loaded: dict[str, Any] = {"rows": {}, "source": {}, "params": {}}
     if bench is not None:
         n_trainable, n_total = bench.n_parameters
