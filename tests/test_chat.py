@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from families import FAMILIES
+from test_masked import _tokenizer
 
 from runners import show
 from runners.compose import spec_of
-from tests.test_masked import _tokenizer
 from zobench.chat import Chat, ChatError
 from zobench.config import ConfigError
 from zobench.models import LanguageModel

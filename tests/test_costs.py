@@ -258,8 +258,8 @@ def test_what_the_lab_lacks_is_found(tmp_path: Path) -> None:
     planned = plan.read(lab / "plan.json")
     assert planned is not None
     choices, missing, _ = planned.compare(records.runs, choose(records.runs))
-    assert "opt-lab · fp32 · 10000 forwards: adam, sst2 / full: 1 of 3 seeds" in missing
-    assert [(c.optimizer, c.lacks) for c in choices if c.lacks] == [("adam", "1 of 3 seeds")]
+    assert "opt-lab · tf32 · 10000 forwards: adam, sst2 / full: 1 of 5 seeds" in missing
+    assert [(c.optimizer, c.lacks) for c in choices if c.lacks] == [("adam", "1 of 5 seeds")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": []}', '{"command": "x", "cells": [{}]}', "[" * 10**5])
