@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runners.composition import CONF
 from runners.job import Ended, of_cluster
-from runners.local import LocalLauncher
+from runners.local import LocalLauncher, More
 from zobench.config import ConfigError, nearest
 
 LAUNCHERS = ("local", "slurm")
@@ -56,10 +56,16 @@ class Launch:
 
             wait_for(self._wait_for)
 
-    def __call__(self, jobs: Sequence[Sequence[str]]) -> list[Ended]:
-        """Run all; how each ended."""
+    def __call__(self, jobs: Sequence[Sequence[str]], more: More | None = None) -> list[Ended]:
+        """Run all; how each ended.
+
+        Args:
+            more: see `local.More`; a cluster, which gets all jobs at once, does not ask.
+        """
+        if isinstance(self._launcher, LocalLauncher):
+            self._launcher.more = more
         returned: Sequence[JobReturn] = self._launcher.launch([list(overrides) for overrides in jobs], self._n)
-        self._n += len(jobs)
+        self._n += len(returned)
         return [each.return_value for each in returned]
 
     def _slurm(self, options: Sequence[str], jobs: int | None, out: Path) -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -30,6 +30,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from runners.job import LAST_LINES, Ended, of_machine, stop_on
+
+# Asked when a job has ended, with its number: jobs that are due by that, and get the numbers after the last.
+More = Callable[[int], Sequence[Sequence[str]]]
 
 WARM = ["runners.warm"]  # imported already in a process
 WARM_WITH_GPU = ["zobench.engine.queue"]  # the kernels, too; Triton asks for a GPU at the first launch
@@ -53,6 +56,7 @@ class LocalLauncher(Launcher):
     def __init__(self, jobs: int | None) -> None:
         self._gpus = gpus()
         self.jobs = jobs or max(1, len(self._gpus))
+        self.more: More | None = None
         # Forked from a server that has imported all: of a short run, importing would take most of the time. The server
         # is no copy of this process, which may have asked CUDA for something, but is started afresh.
         self._context: Any = multiprocessing.get_context("forkserver")
@@ -61,7 +65,7 @@ class LocalLauncher(Launcher):
         """Nothing: a job composes its own config."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all; each `JobReturn` holds an `Ended`.
+        """Run all, and what ``self.more`` adds to them; each `JobReturn` holds an `Ended`.
 
         Raises:
             KeyboardInterrupt: once all running jobs have been stopped, each with its state on the disk.
@@ -71,7 +75,8 @@ class LocalLauncher(Launcher):
         for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # read by the processes when they start
             os.environ.setdefault(variable, threads)
         self._context.set_forkserver_preload([*WARM, *(WARM_WITH_GPU if self._gpus else WARM_WITHOUT_GPU)])
-        waiting = deque(enumerate(job_overrides))
+        jobs = list(job_overrides)
+        waiting = deque(enumerate(jobs))
         running: dict[int, _Process] = {}
         ended: dict[int, Ended] = {}
         try:
@@ -82,13 +87,16 @@ class LocalLauncher(Launcher):
                 ready = wait([p.process.sentinel for p in running.values()])
                 for i in [i for i, p in running.items() if p.process.sentinel in ready]:
                     ended[i] = running.pop(i).end()
+                    for overrides in self.more(i) if self.more else ():
+                        waiting.append((len(jobs), overrides))
+                        jobs.append(overrides)
         except KeyboardInterrupt:
             for process in running.values():
                 process.process.terminate()
             for process in running.values():
                 process.end()
             raise
-        return [_returned(overrides, ended[i]) for i, overrides in enumerate(job_overrides)]
+        return [_returned(overrides, ended[i]) for i, overrides in enumerate(jobs)]
 
     def _start(self, overrides: list[str], taken: list[str | None]) -> _Process:
         n_here = Counter(taken)

@@ -22,8 +22,8 @@ import shlex
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from runners import elsewhere, plan
@@ -138,10 +138,12 @@ def _taken(run: Run) -> Path | None:
 
 
 class Sweep:
-    """The phases of a suite: the search, whose points are compared on dev alone, and the final runs."""
+    """A suite's search, whose points are compared on dev alone, and its final runs, which begin when the search of
+    their kind is over."""
 
     def __init__(self, suite: Suite, launch: Launch, view: View) -> None:
         self._suite, self._launch, self._view = suite, launch, view
+        self._chosen: dict[int, Point] = {}  # by the kind's place in the suite
         self._without_result: dict[str, str] = {}  # runs that could not go on, and why
         self._undecided: list[str] = []  # kinds of which no point is chosen, and why
         self._asked: set[str] = set()
@@ -152,10 +154,23 @@ class Sweep:
         """Whether every run has a result."""
         return not (self._without_result or self._undecided)
 
-    def run(self, points: list[list[Point]]) -> None:
+    def run(self, kinds: list[list[Point]]) -> None:
         """Run all that can be run."""
-        chosen = self._search(points)
-        self._all([run for point in chosen for run in point.runs(self._suite.seeds)])
+        search: list[Run] = []
+        searches: defaultdict[str, list[int]] = defaultdict(list)  # by run: the kinds whose search it is part of
+        for i, points in enumerate(kinds):
+            for run in (run for point in points for run in point.runs(self._suite.tune_seeds)):
+                search.append(run)
+                searches[run.run_id].append(i)
+
+        def finals(which: Iterable[int]) -> list[Run]:
+            return [run for i in which for run in self._finals(i, kinds[i])]
+
+        self._all([*search, *finals(range(len(kinds)))], lambda run: finals(searches[run.run_id]))
+        self._all(finals(range(len(kinds))))  # of searches that another sweep has ended
+        for i, points in enumerate(kinds):
+            if i not in self._chosen:
+                self._undecided.append(self._wait(points))
 
     def sum_up(self) -> None:
         """Say which runs have no result, and why; and of which kinds no point is chosen."""
@@ -168,41 +183,38 @@ class Sweep:
             ends = [*self._undecided, "not all runs have a result; the same command goes on with what is missing"]
             print(*(f"error: {line}" for line in ends), sep="\n", file=sys.stderr)
 
-    def _search(self, points: list[list[Point]]) -> list[Point]:
-        """The point of each kind with the best mean dev metric over the search's seeds. Of a kind of which a run of the
-        search has no result none is chosen, since that cannot be done fairly; the others need not wait for it."""
+    def _finals(self, i: int, points: list[Point]) -> list[Run]:
+        """The final runs of a kind, once: when its search is over and the point with the best mean dev metric can be
+        chosen. Where a run of the search has no result none is chosen, since that cannot be done fairly."""
         seeds = self._suite.tune_seeds
-        if not seeds:
-            return [found[0] for found in points]
-        self._all([run for found in points for point in found for run in point.runs(seeds)])
-        n_final = len(set(self._suite.seeds) - set(seeds))
-        chosen = []
-        for found in points:
-            if absent := missing(found, seeds):
-                self._undecided.append(
-                    f"{label(shared(found))}: {len(absent)} of {len(found) * len(seeds)} runs of its search without a "
-                    f"result ({', '.join(absent)}); no point is chosen, and {n_final} final runs wait"
-                )
-                continue
-            chosen.append(choose(found, seeds))
-            told = lost(found, seeds)
-            self._view.say(f"chosen on dev: {chosen[-1].label}" + (f"; {told}" if told else ""))
-        return chosen
+        if i in self._chosen or missing(points, seeds):
+            return []
+        self._chosen[i] = choose(points, seeds) if seeds else points[0]
+        if seeds:
+            told = lost(points, seeds)
+            self._view.say(f"chosen on dev: {self._chosen[i].label}" + (f"; {told}" if told else ""))
+        return self._chosen[i].runs(self._suite.seeds)
 
-    def _all(self, asked: list[Run]) -> None:
-        """Run all that have no result yet, and again those that the death of a process broke off, which resume."""
-        runs = {run.run_id: run for run in asked}
-        self._view.expect({run_id: (run.path, run.label) for run_id, run in runs.items()})
+    def _wait(self, points: list[Point]) -> str:
+        """What a kind lacks of which no point is chosen."""
+        seeds = self._suite.tune_seeds
+        absent, n_final = missing(points, seeds), len(set(self._suite.seeds) - set(seeds))
+        return (
+            f"{label(shared(points))}: {len(absent)} of {len(points) * len(seeds)} runs of its search without a "
+            f"result ({', '.join(absent)}); no point is chosen, and {n_final} final runs wait"
+        )
+
+    def _all(self, asked: list[Run], due: Callable[[Run], list[Run]] = lambda _: []) -> None:
+        """Run all that have no result yet, and again those that the death of a process broke off, which resume.
+
+        Args:
+            due: more runs, which are due by a run that has ended.
+        """
         self._launch.wait_for_earlier()
-        left = [run for run in runs.values() if not has_result(run)]
-        free = [run for run in left if not is_held(run.path)]
-        sources = Counter(path.parent.name for run in free if (path := _taken(run)) is not None)
-        for source, n in sources.items():
-            self._view.say(f"{n} of {len(runs)} runs are those of {source}, whose records are taken")
-        left = [run for run in left if not has_result(run)]
-        if len(left) < len(runs):
-            self._view.say(f"{len(runs) - len(left)} of {len(runs)} runs are complete already")
-        self._asked |= runs.keys()
+        left = self._missing(asked)
+        n_asked = len({run.run_id for run in asked})
+        if len(left) < n_asked:
+            self._view.say(f"{n_asked - len(left)} of {n_asked} runs are complete already")
         tries: Counter[str] = Counter()
         while left:
             free = [run for run in left if not is_held(run.path)]
@@ -210,8 +222,30 @@ class Sweep:
                 time.sleep(POLL_S)
                 ended: dict[str, Ended] = {}
             else:
-                ended = dict(zip((r.run_id for r in free), self._launch([r.overrides for r in free]), strict=True))
+                launched = list(free)
+
+                def more(i: int) -> list[Sequence[str]]:
+                    later = self._missing(due(launched[i]))  # noqa: B023 (called within this turn)
+                    left.extend(later)  # noqa: B023
+                    now = [run for run in later if not is_held(run.path)]
+                    launched.extend(now)  # noqa: B023
+                    return [run.overrides for run in now]
+
+                returned = self._launch([run.overrides for run in free], more)
+                ended = dict(zip((run.run_id for run in launched), returned, strict=True))
             left = [run for run in left if not self._over(run, ended.get(run.run_id), tries)]
+
+    def _missing(self, asked: list[Run]) -> list[Run]:
+        """Those without a result; what another suite has run is taken."""
+        runs = {run.run_id: run for run in asked}
+        self._view.expect({run_id: (run.path, run.label) for run_id, run in runs.items()})
+        self._asked |= runs.keys()
+        left = [run for run in runs.values() if not has_result(run)]
+        free = [run for run in left if not is_held(run.path)]
+        sources = Counter(path.parent.name for run in free if (path := _taken(run)) is not None)
+        for source, n in sources.items():
+            self._view.say(f"{n} of {len(runs)} runs are those of {source}, whose records are taken")
+        return [run for run in left if not has_result(run)]
 
     def _over(self, run: Run, ended: Ended | None, tries: Counter[str]) -> bool:
         """Whether nothing is left to do for the run."""

@@ -277,8 +277,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Launches run in this process; the overrides of every job that was launched."""
     launched: list[list[str]] = []
 
-    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
-        del self
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]], more: object) -> list[Ended]:
+        del self, more
         launched.extend(map(list, jobs))
         return [of_machine(overrides) for overrides in jobs]
 

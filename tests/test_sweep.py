@@ -431,7 +431,7 @@ def test_a_sweep_writes_down_what_it_means_to_run(
 
 def test_a_plan_counts_trials_and_runs(cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs are those that a dry run lists, and those that a sweep leaves. Without training there is no grid."""
-    monkeypatch.setattr(launch.Launch, "__call__", lambda _, jobs: [_pretend(job, {}, []) for job in jobs])
+    monkeypatch.setattr(launch.Launch, "__call__", lambda _, jobs, __: [_pretend(job, {}, []) for job in jobs])
     runs = [["optimizer=adamw,sgd"], ["optimizer=none"]]
     arguments = make_suite(common=TINY[:-1], runs=runs, seeds=[1, 2, 3], tune_seeds=[1, 9])
     assert cli(sweep, *arguments, "dry_run=true").out.splitlines()[-1].startswith("24 runs, 0 done; ")
@@ -452,8 +452,8 @@ def test_a_search_takes_the_best_point_on_dev(cli: Cli, make_suite: MakeSuite, m
     devs = {"5e-06": (0.6, 0.5), "1e-05": (0.7, 0.6), "2e-05": (0.7, 0.5), "5e-05": None}
     worked: list[str] = []
 
-    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
-        del self
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]], more: object) -> list[Ended]:
+        del self, more
         return [_pretend(overrides, devs, worked) for overrides in jobs]
 
     monkeypatch.setattr(launch.Launch, "__call__", call)
@@ -463,6 +463,59 @@ def test_a_search_takes_the_best_point_on_dev(cli: Cli, make_suite: MakeSuite, m
     (chosen,) = [line for line in ran.out.splitlines() if line.startswith("chosen on dev: ")]
     assert " optimizer.lr=2e-05" in chosen
     assert chosen.endswith("; 1 diverged of 4 runs of its search")
+
+
+def test_final_runs_begin_when_the_search_of_their_kind_is_over(
+    cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that asks after each job what is due by it gets them before another kind's search is over, and again
+    after a stop; one that does not ask gets them last."""
+    devs: dict[str, tuple[float, float] | None] = {"5e-06": (0.7, 0.5), "1e-05": (0.6, 0.6), "0.001": (0.8, 0.5)}
+    worked: list[str] = []
+    stop_after = 6
+
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]], more: local.More) -> list[Ended]:
+        del self
+        jobs, ended = list(jobs), []
+        for i in range(8):  # two at a time, the second one the first to end
+            for number in (2 * i + 1, 2 * i):
+                if number < len(jobs):
+                    if len(worked) == stop_after:
+                        raise KeyboardInterrupt
+                    ended.append((number, _pretend(jobs[number], devs, worked)))
+                    jobs.extend(more(number))
+        assert len(ended) == len(jobs)
+        return [end for _, end in sorted(ended, key=lambda pair: pair[0])]
+
+    monkeypatch.setattr(launch.Launch, "__call__", call)
+    arguments = make_suite(runs=[["optimizer=adamw,sgd"]], seeds=[1, 2, 3], tune_seeds=[1])
+    assert cli(sweep, *arguments).code == 130
+    assert worked == ["1e-05 1", "5e-06 1", "5e-05 1", "2e-05 1", "0.001 1", "0.0001 1"]
+    stop_after = -1
+    ran = cli(sweep, *arguments)
+    assert ran.code == 0
+    assert ran.out.splitlines()[0].startswith("chosen on dev: ")  # AdamW, before anything is launched
+    assert worked[6:] == ["0.03 1", "0.01 1", "5e-06 3", "5e-06 2", "0.001 3", "0.001 2"]
+    assert ran.out.splitlines()[-1].startswith("12 runs, 0 without a result, ")
+
+
+def test_a_job_that_is_due_by_another_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the launcher of one machine, in the order in which they become due."""
+    overrides = [[*TINY, f"out={tmp_path}", "optimizer=zo_sgd", "budget.amount=1", f"seed={seed}"] for seed in range(4)]
+    monkeypatch.chdir(tmp_path)
+    launcher = local.LocalLauncher(1)
+    asked: list[int] = []
+
+    def more(number: int) -> list[list[str]]:
+        asked.append(number)
+        return {0: overrides[2:3], 2: overrides[3:]}.get(number, [])
+
+    launcher.more = more
+    returned = launcher.launch(overrides[:2], 0)
+    assert asked == [0, 1, 2, 3]
+    assert [job.overrides for job in returned] == overrides
+    assert [job.return_value.how for job in returned] == ["over"] * 4
+    assert len(list(tmp_path.glob("*.jsonl"))) == 4
 
 
 @pytest.mark.parametrize("how", ["failed", "died"])
@@ -479,7 +532,7 @@ def test_a_kind_whose_search_lacks_a_run_waits_and_the_others_go_on(
             return Ended(how, "failed: ValueError: no")
         return _pretend(overrides, devs, worked)
 
-    monkeypatch.setattr(launch.Launch, "__call__", lambda _, jobs: [work(job) for job in jobs])
+    monkeypatch.setattr(launch.Launch, "__call__", lambda _, jobs, __: [work(job) for job in jobs])
     arguments = make_suite(runs=[["optimizer=sgd,adamw"]], seeds=[1, 2, 3], tune_seeds=[1, 2])
     ran = cli(sweep, *arguments)
     assert ran.code == 1
@@ -567,9 +620,9 @@ def test_a_run_whose_process_dies_is_tried_again_and_then_recorded(
 ) -> None:
     launched = 0
 
-    def call(self: launch.Launch, jobs: Sequence[Sequence[str]]) -> list[Ended]:
+    def call(self: launch.Launch, jobs: Sequence[Sequence[str]], more: object) -> list[Ended]:
         nonlocal launched
-        del self
+        del self, more
         launched += len(jobs)
         return [Ended("died", "its process was killed by SIGSEGV", ("Fatal Python error", "in a place")) for _ in jobs]
 
