@@ -177,8 +177,9 @@ def last_of_each(overrides: Sequence[str]) -> list[str]:
 
 
 def label(overrides: Iterable[str]) -> str:
-    """What tells a run from the others of its suite."""
-    return " ".join(o for o in overrides if o.split("=")[0] in SHOWN or o.startswith("optimizer"))
+    """What tells a run from the others of its suite; where its optimizer was searched does not."""
+    shown = [o for o in overrides if o.split("=")[0] in SHOWN or o.startswith("optimizer")]
+    return " ".join(o for o in shown if not o.startswith("optimizer.search."))
 
 
 def shared(points: Sequence[Point]) -> tuple[str, ...]:

@@ -32,6 +32,14 @@ from zobench.spec import RunSpec
 from zobench.tasks import toy
 from zobench.trajectory import SUFFIX, Entry, read
 
+SLOW = ("test_sweep_faults", "test_warm", "test_profile")  # a test of these may take half a minute
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow ones first: where several processes share the tests, none is left to wait for at the end."""
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 # 12 steps of 8 examples: an evaluation at 0, 4, 8 and 12, a step row at 5, 10 and 12.
 TINY = (
     "model=tiny task=toy device=cpu progress=false budget=steps budget.amount=12 budget.n_eval=3 batch_size=8 "

@@ -499,6 +499,11 @@ def test_final_runs_begin_when_the_search_of_their_kind_is_over(
     assert ran.out.splitlines()[-1].startswith("12 runs, 0 without a result, ")
 
 
+def test_a_label_does_not_say_where_was_searched() -> None:
+    overrides = ["out=x", "task=sst2", "optimizer=adamw", "optimizer.search.full.lr=[1e-5,3e-5]", "optimizer.lr=1e-5"]
+    assert suite.label(overrides) == "task=sst2 optimizer=adamw optimizer.lr=1e-5"
+
+
 def test_a_job_that_is_due_by_another_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the launcher of one machine, in the order in which they become due."""
     overrides = [[*TINY, f"out={tmp_path}", "optimizer=zo_sgd", "budget.amount=1", f"seed={seed}"] for seed in range(4)]
