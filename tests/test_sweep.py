@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
 import shutil
 import time
@@ -504,23 +505,30 @@ def test_a_label_does_not_say_where_was_searched() -> None:
     assert suite.label(overrides) == "task=sst2 optimizer=adamw optimizer.lr=1e-5"
 
 
-def test_a_job_that_is_due_by_another_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the launcher of one machine, in the order in which they become due."""
-    overrides = [[*TINY, f"out={tmp_path}", "optimizer=zo_sgd", "budget.amount=1", f"seed={seed}"] for seed in range(4)]
-    monkeypatch.chdir(tmp_path)
+def test_a_job_that_is_due_by_another_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the launcher of one machine, whose processes are over at once here, after what waited before."""
+    over, end_of_pipe = os.pipe()
+    os.close(end_of_pipe)
+
+    def start(self: local.LocalLauncher, overrides: list[str], taken: object) -> SimpleNamespace:
+        del self, taken
+        ended = Ended("over", overrides[0])
+        return SimpleNamespace(process=SimpleNamespace(sentinel=over), gpu=None, end=lambda: ended)
+
+    monkeypatch.setattr(local.LocalLauncher, "_start", start)
     launcher = local.LocalLauncher(1)
     asked: list[int] = []
 
     def more(number: int) -> list[list[str]]:
         asked.append(number)
-        return {0: overrides[2:3], 2: overrides[3:]}.get(number, [])
+        return {0: [["c"]], 2: [["d"], ["e"]]}.get(number, [])
 
     launcher.more = more
-    returned = launcher.launch(overrides[:2], 0)
-    assert asked == [0, 1, 2, 3]
-    assert [job.overrides for job in returned] == overrides
-    assert [job.return_value.how for job in returned] == ["over"] * 4
-    assert len(list(tmp_path.glob("*.jsonl"))) == 4
+    returned = launcher.launch([["a"], ["b"]], 0)
+    os.close(over)
+    assert asked == [0, 1, 2, 3, 4]
+    assert [job.overrides for job in returned] == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert [job.return_value.line for job in returned] == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.parametrize("how", ["failed", "died"])
