@@ -6,6 +6,7 @@ runs:                       # more overrides; each line, with what is common, a 
   - ["optimizer=zo_sgd,adamw", "scheme=full,lora"]
 seeds: [1, 2, 3]            # of the final runs; task.data_seed=${seed} draws the data anew with each
 tune_seeds: [1]             # of the search over each optimizer's own grid, empty for no search
+grids: lab                  # of conf/grids/lab.yaml, those that there are instead of the own ones; may be left out
 scales:                     # those of paper, lab, smoke that there are; each adds to common, and replaces the rest
   paper: {common: [model=opt-1.3b]}
   lab: {common: [model=opt-lab]}
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from zobench.record import record_path
 from zobench.spec import RunSpec
 
 SUITES = CONF / "suite"
+GRIDS = CONF / "grids"
 SHOWN = (  # of the overrides, in a run's label
     *("model", "task", "scheme", "optimizer", "precision", "seed", "batch_size", "loss", "start"),
     *("task.alignment", "task.k_shot"),
@@ -47,6 +50,10 @@ class Suite:
     runs: list[list[str]]
     seeds: list[int]
     tune_seeds: list[int]
+    grids: str | None = None
+
+
+Grids = Mapping[str, Mapping[str, Mapping[str, list[float]]]]  # by optimizer, scheme and hyperparameter
 
 
 @dataclass(frozen=True)
@@ -143,10 +150,10 @@ def points_of(suite: Suite, out: str, more: Sequence[str], only: Sequence[str] =
     """
     lines = [last_of_each([f"out={out}", *suite.common, *line, *more, "progress=false"]) for line in suite.runs]
     asked = [kind for line in lines for kind in expand(line)]
-    problems: list[str] = []
+    grids, problems = _grids(suite.grids)
     found = []
     for overrides in asked:
-        points, wrong = _points(overrides, bool(suite.tune_seeds))
+        points, wrong = _points(overrides, grids if suite.tune_seeds else None)
         found.append(points)
         if not (only and points) or points[0].is_named(only):
             problems += wrong
@@ -189,9 +196,9 @@ def shared(points: Sequence[Point]) -> tuple[str, ...]:
 
 def _problems(suite: Mapping[str, Any]) -> list[str]:
     """What is wrong with the form of a suite."""
-    keys = [f.name for f in fields(Suite)]
+    keys = sorted(f.name for f in fields(Suite))
     found = [unknown("key", key, keys) for key in suite if key not in keys]
-    found += [f"{key}: every suite has it" for key in keys if key not in suite]
+    found += [f"{key}: every suite has it" for key in keys if key not in suite and key != "grids"]
     for key, kind in (("common", str), ("seeds", int), ("tune_seeds", int)):
         value = suite.get(key, [])
         if not isinstance(value, list) or not all(type(item) is kind for item in value):
@@ -204,15 +211,32 @@ def _problems(suite: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _points(kind: list[str], search: bool) -> tuple[list[Point], list[str]]:
-    """The points of a kind, and what is wrong with them; none if they cannot be told."""
+def _grids(name: str | None) -> tuple[Grids, list[str]]:
+    """Of conf/grids/<name>.yaml, and what is wrong with them."""
+    if name is None:
+        return {}, []
+    known = sorted(path.stem for path in GRIDS.glob("*.yaml"))
+    if name not in known:
+        return {}, [unknown("grids", str(name), known)]
+    found: Any = OmegaConf.to_container(OmegaConf.load(GRIDS / f"{name}.yaml"))
+    return found, []
+
+
+def _points(kind: list[str], grids: Grids | None) -> tuple[list[Point], list[str]]:
+    """The points of a kind, and what is wrong with them; none if they cannot be told.
+
+    Args:
+        grids: those that stand for the optimizer's own; None for no search.
+    """
     config, problems = compose(kind)
     if config is None or problems:
         return [], problems
     grid: Mapping[str, list[Any]] = {}
-    if search and "search" in config["optimizer"]:  # one that trains nothing has nothing to search
-        grids = config["optimizer"]["search"]
-        grid = grids.get(config["scheme"]["name"], grids["lora"])  # a scheme without a grid of its own is like LoRA
+    if grids is not None and "search" in config["optimizer"]:  # one that trains nothing has nothing to search
+        search = config["optimizer"]["search"]
+        more, problems = _elsewhere(config, grids, {text.split("=")[0] for text in kind})
+        kind = [*kind, *more]
+        grid = search.get(config["scheme"]["name"], search["lora"])  # a scheme without a grid of its own is like LoRA
     points = []
     for values in itertools.product(*grid.values()):
         # Composing takes ten times as long. No yaml has a key of a grid stand in another value.
@@ -227,6 +251,22 @@ def _points(kind: list[str], search: bool) -> tuple[list[Point], list[str]]:
             return [], problems
         points.append(Point(tuple(last_of_each(overrides)), spec))
     return points, problems
+
+
+def _elsewhere(config: dict[str, Any], grids: Grids, given: Collection[str]) -> tuple[list[str], list[str]]:
+    """Have a run's optimizer searched where ``grids`` say, but for what is ``given``: the overrides that do so, and
+    what is wrong with them."""
+    optimizer, scheme = config["optimizer"]["name"], config["scheme"]["name"]
+    known = config["optimizer"]["search"].get(scheme, {})
+    overrides, problems = [], []
+    for key, values in grids.get(optimizer, {}).get(scheme, {}).items():
+        name = f"optimizer.search.{scheme}.{key}"
+        if key not in known:
+            problems.append(unknown(f"grids: {optimizer}.{scheme}", key, list(known)))
+        elif name not in given:
+            known[key] = values
+            overrides.append(f"{name}={json.dumps(values, separators=(',', ':'))}")
+    return overrides, problems
 
 
 def _trains(points: list[Point]) -> bool:

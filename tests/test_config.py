@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from runners.compose import compose
 from runners.composition import CONF
@@ -254,3 +255,14 @@ def test_every_grid_has_as_many_points(name: str) -> None:
     assert config is not None
     for scheme, grid in config["optimizer"].get("search", {}).items():
         assert math.prod(len(values) for values in grid.values()) == 4, scheme
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "grids").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_grid_for_other_models_has_the_keys_and_the_size_of_the_optimizers_own(path: Path) -> None:
+    found: Any = OmegaConf.to_container(OmegaConf.load(path))
+    for name, by_scheme in found.items():
+        config, _ = compose([f"optimizer={name}"])
+        assert config is not None, name
+        for scheme, grid in by_scheme.items():
+            own = config["optimizer"]["search"][scheme]
+            assert {key: len(values) for key, values in grid.items()} == {key: len(own[key]) for key in own}, name

@@ -88,7 +88,10 @@ def test_what_a_suite_refuses(cli: Cli, arguments: list[str], line: str) -> None
         ({"runs": [], "seeds": [1], "tune_seeds": []}, "runs: must be a list of lists of overrides"),
         ({"runs": [["optimizer=sgd"]], "seeds": ["one"], "tune_seeds": []}, "seeds=['one']: must be a list of whole"),
         ({"runs": [["optimizer=sgd"]], "seeds": [], "tune_seeds": []}, "seeds: must name at least one"),
-        ({"runs": [["optimizer=sgd"]], "seed": [1], "tune_seeds": []}, "key=seed: must be one of common, runs, seeds"),
+        (
+            {"runs": [["optimizer=sgd"]], "seed": [1], "tune_seeds": []},
+            "key=seed: must be one of common, grids, runs, seeds",
+        ),
         (
             {"runs": [["optimizer=sgd"]], "seeds": [1], "tune_seeds": [], "scales": {"big": {}}},
             "scale=big: must be one",
@@ -446,6 +449,33 @@ def test_a_plan_counts_trials_and_runs(cli: Cli, make_suite: MakeSuite, monkeypa
 
 def _files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_suite_may_search_in_other_grids_than_the_optimizers_own(
+    cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run's command has the grid, so that its record says where was searched; of the command line it is kept."""
+    monkeypatch.setattr(suite, "GRIDS", tmp_path)
+    OmegaConf.save({"sgd": {"full": {"lr": [1.0, 2.0]}}, "adam": {"lora": {"lr": [3.0]}}}, tmp_path / "small.yaml")
+    asked = {"runs": [["optimizer=sgd"]], "seeds": [1], "tune_seeds": [1]}
+    arguments = make_suite(**asked, grids="small")
+    loaded, out = suite.load("pair", None)
+
+    def tried(*more: str) -> list[float]:
+        (points,) = suite.points_of(loaded, out, more)
+        return [point.spec.config["optimizer"]["lr"] for point in points]
+
+    assert tried() == [1.0, 2.0]
+    assert tried("optimizer.search.full.lr=[5]") == [5]
+    assert tried("scheme=lora") == [1e-3, 1e-2, 1e-1, 3e-1]
+    (point, _), *_ = suite.points_of(loaded, out, [])
+    assert "optimizer.search.full.lr=[1.0,2.0]" in point.overrides
+    assert point.spec.config["optimizer"]["search"]["full"] == {"lr": [1.0, 2.0]}
+
+    OmegaConf.save({"sgd": {"full": {"rl": [1.0]}}}, tmp_path / "small.yaml")
+    assert cli(sweep, *arguments).err == "error: grids: sgd.full=rl: must be one of lr (did you mean lr?)\n"
+    make_suite(**asked, grids="smal")
+    assert cli(sweep, *arguments).err == "error: grids=smal: must be one of small (did you mean small?)\n"
 
 
 def test_a_search_takes_the_best_point_on_dev(cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch) -> None:
