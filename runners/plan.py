@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runners.suite import SEED, Point, Suite, n_runs
+from runners.suite import SEED, Point, Suite, n_runs, searched_as
 from zobench.config import ConfigError
 from zobench.lock import FOLDER
 
@@ -93,7 +93,7 @@ def _cells(group: Sequence[list[Point]]) -> list[dict[str, Any]]:
 def _grid(point: Point) -> dict[str, Any]:
     """The hyperparameters that are searched in its scheme, with their values."""
     config = point.spec.config
-    return (config["optimizer"].get("search") or {}).get(config["scheme"]["name"]) or {}
+    return config["optimizer"]["search"][searched_as(config)] if "search" in config["optimizer"] else {}
 
 
 def _value(point: Point, key: str) -> Any:

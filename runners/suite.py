@@ -233,10 +233,9 @@ def _points(kind: list[str], grids: Grids | None) -> tuple[list[Point], list[str
         return [], problems
     grid: Mapping[str, list[Any]] = {}
     if grids is not None and "search" in config["optimizer"]:  # one that trains nothing has nothing to search
-        search = config["optimizer"]["search"]
         more, problems = _elsewhere(config, grids, {text.split("=")[0] for text in kind})
         kind = [*kind, *more]
-        grid = search.get(config["scheme"]["name"], search["lora"])  # a scheme without a grid of its own is like LoRA
+        grid = config["optimizer"]["search"][searched_as(config)]
     points = []
     for values in itertools.product(*grid.values()):
         # Composing takes ten times as long. No yaml has a key of a grid stand in another value.
@@ -253,11 +252,17 @@ def _points(kind: list[str], grids: Grids | None) -> tuple[list[Point], list[str
     return points, problems
 
 
+def searched_as(config: Mapping[str, Any]) -> str:
+    """The scheme whose grid a run has: one without a grid of its own is like LoRA."""
+    scheme: str = config["scheme"]["name"]
+    return scheme if scheme in config["optimizer"]["search"] else "lora"
+
+
 def _elsewhere(config: dict[str, Any], grids: Grids, given: Collection[str]) -> tuple[list[str], list[str]]:
     """Have a run's optimizer searched where ``grids`` say, but for what is ``given``: the overrides that do so, and
     what is wrong with them."""
-    optimizer, scheme = config["optimizer"]["name"], config["scheme"]["name"]
-    known = config["optimizer"]["search"].get(scheme, {})
+    optimizer, scheme = config["optimizer"]["name"], searched_as(config)
+    known = config["optimizer"]["search"][scheme]
     overrides, problems = [], []
     for key, values in grids.get(optimizer, {}).get(scheme, {}).items():
         name = f"optimizer.search.{scheme}.{key}"

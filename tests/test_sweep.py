@@ -468,6 +468,7 @@ def test_a_suite_may_search_in_other_grids_than_the_optimizers_own(
     assert tried() == [1.0, 2.0]
     assert tried("optimizer.search.full.lr=[5]") == [5]
     assert tried("scheme=lora") == [1e-3, 1e-2, 1e-1, 3e-1]
+    assert tried("optimizer=adam", "scheme=bitfit") == [3.0]  # which has no grid of its own
     (point, _), *_ = suite.points_of(loaded, out, [])
     assert "optimizer.search.full.lr=[1.0,2.0]" in point.overrides
     assert point.spec.config["optimizer"]["search"]["full"] == {"lr": [1.0, 2.0]}
