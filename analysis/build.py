@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis import costs, plan, plots, profile_build, profile_rows, published, render, tables, trials, usage
+from analysis import costs, dots, plan, plots, profile_build, profile_rows, published, render, tables, trials, usage
 from analysis.load import Records, load
 from analysis.select import Choice, choose, rows_of
 
@@ -59,14 +59,18 @@ def write_tables(
 def write_figures(records: Records, choices: list[Choice], out: Path) -> list[Path]:
     """The files written: each figure as PNG and SVG, and the numbers behind it as CSV."""
     curves = plots.curves(records, choices)
-    written = []
+    dotted = dots.dots(records, choices)
+    shown = {"accuracy": (dotted, dots.draw(dotted, out.name))}
     for axis in plots.AXES:
-        stem = out / "figures" / f"accuracy_vs_{axis}"
         others = [name for name in plots.AXES if name != axis and name in curves]
-        shown = plots.points(records, choices) if axis == "memory" else curves.drop(columns=others)
-        numbers = shown.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+        frame = plots.points(records, choices) if axis == "memory" else curves.drop(columns=others)
+        shown[f"accuracy_vs_{axis}"] = frame, plots.draw(frame, axis, out.name)
+    written = []
+    for name, (frame, figure) in shown.items():
+        stem = out / "figures" / name
+        numbers = frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
         written.append(render.write_text(stem.with_suffix(".csv"), numbers))
-        plots.save(plots.draw(shown, axis, out.name), stem)
+        plots.save(figure, stem)
         written += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     return written
 

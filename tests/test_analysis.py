@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import build, edges, plots, render, tables, usage, variants
+from analysis import build, dots, edges, plots, render, tables, usage, variants
 from analysis.load import Records, load
 from analysis.select import Choice, choose
 from zobench import identity
@@ -693,6 +693,30 @@ def test_names_that_look_like_markup_are_drawn(tmp_path: Path) -> None:
     assert "_a$\\frac$" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+def test_dots_are_the_scores_of_the_chosen_point_and_say_what_a_method_learns_by(tmp_path: Path) -> None:
+    for seed, dev, test in ((1, 0.7, 0.6), (2, 0.9, 0.8)):
+        whole_run(tmp_path, lr=0.1, seed=seed, dev=dev, test=test)
+        whole_run(tmp_path, lr=0.2, seed=seed, dev=0.1)
+    for name, counts in {
+        "first": {"n_backward": 402},
+        "half": {"n_backward": 201},
+        "shot": {"n_step": 0, "n_forward": 0},
+    }.items():
+        write(tmp_path, run_line(optimizer=name, run_id=name), end_line(dev=0.5, test=0.4, **counts))
+    whole_run(tmp_path, optimizer="lost", status="diverged")
+    records = read(tmp_path)
+    shown = dots.dots(records, choose(records.runs))
+    columns = ["method", "learns_by", "start", "dev", "mean", "min", "max", "n_seed"]
+    assert shown[columns].round(6).to_numpy().tolist() == [
+        ["first", "backwards", 0.5, 0.5, 0.4, 0.4, 0.4, 1],
+        ["half", "both", 0.5, 0.5, 0.4, 0.4, 0.4, 1],
+        ["shot", "nothing", 0.5, 0.5, 0.4, 0.4, 0.4, 1],
+        ["zo_sgd", "forwards", 0.5, 0.8, 0.7, 0.6, 0.8, 2],
+    ]
+    (ax,) = dots.draw(shown, "demo").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["shot", "half", "first", "zo_sgd"]  # best on top
+
+
 # --- build -----------------------------------------------------------------------------------------------------------
 
 
@@ -718,8 +742,8 @@ def test_build_writes_the_same_bytes_each_time(suite: Path, capsys: pytest.Captu
     equal = ("equal_forwards", "equal_seconds", "equal_memory")
     names = ("accuracy", "trials", "memory", "throughput", *equal, "time_to_target", "published")
     tabled = [f"demo/tables/{name}.{kind}" for name in names for kind in ("csv", "md", "tex")]
-    axes = ("forwards", "seconds", "memory")
-    drawn = [f"demo/figures/accuracy_vs_{axis}.{kind}" for axis in axes for kind in ("csv", "png", "svg")]
+    figures = ("accuracy", *(f"accuracy_vs_{axis}" for axis in ("forwards", "seconds", "memory")))
+    drawn = [f"demo/figures/{name}.{kind}" for name in figures for kind in ("csv", "png", "svg")]
     assert sorted(written) == sorted([*tabled, *drawn])
     assert all(str(suite / "one" / name) in printed.out for name in written)
     assert str(suite).encode() not in b"".join(written.values())
@@ -763,6 +787,7 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
         "costs": {"load", "render", "select", "variants"},
         "published": {"edges", "lines", "render", "select", "variants"},
         "plots": {"load", "select", "variants"},
+        "dots": {"load", "plots", "select"},
         "profile_rows": {"load"},
         "profile_tables": {"profile_beside", "profile_rows", "render"},
         "profile_beside": {"profile_rows", "render"},
@@ -773,7 +798,18 @@ def test_analysis_imports_one_way_and_nothing_heavy() -> None:
             "render",
         },
         "build": {
-            *("costs", "load", "plan", "plots", "profile_build", "profile_rows", "published", "render", "select"),
+            *(
+                "costs",
+                "dots",
+                "load",
+                "plan",
+                "plots",
+                "profile_build",
+                "profile_rows",
+                "published",
+                "render",
+                "select",
+            ),
             *("tables", "trials", "usage"),
         },
         "board": {"costs", "load", "overhead", "select"},
