@@ -31,7 +31,7 @@ demo: setup ## a small sweep on the CPU, its tables and plot (minutes, no downlo
 	@echo "records     results/demo/*.jsonl, one a run; the trajectory beside it rebuilds the tuned weights:"
 	@echo "              $(PY) -m runners.replay $$(ls results/demo/zo_sgd-toy-tiny-full-*-s1-*.jsonl | head -n 1)"
 	@echo "tables      results/demo/tables/: accuracy, memory, throughput, equal_forwards ... (.md, .csv, .tex)"
-	@echo "plots       results/demo/figures/accuracy_vs_forwards.png, _seconds.png, _memory.png"
+	@echo "plots       results/demo/figures/: accuracy.png, accuracy_vs_forwards.png, _seconds.png, _memory.png"
 	@echo "what the model sees"
 	@echo "              $(PY) -m runners.show task=toy split=validation rows=0:3 model=tiny"
 	@echo "try next    $(PY) -m runners.train model=tiny task=toy optimizer=zo_sgd optimizer.lr=1e-4 optimizer.q=4"

@@ -325,7 +325,7 @@ def test_rows_that_a_model_has_no_room_for_are_left_out(
     assert problem == f"length={most + 1}: model={model} takes {limit:,} tokens{taken}; must be at most {most}"
 
 
-@pytest.mark.parametrize("how", ["dry_run=true", "predict=true", "device=cpu"])
+@pytest.mark.parametrize("how", ["dry_run=true", "device=cpu"])
 def test_rows_that_are_too_long_are_said_before_a_cell_is_made(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
