@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.load import Records
-from analysis.plots import COLOURS, PANEL, STYLE
+from analysis.plots import COLOURS, PANEL, STYLE, panels_of, say_nothing_is_there
 from analysis.select import Choice, Row, rows_of
 
 COLUMNS = (*PANEL, "method", "learns_by", "start", "dev", "mean", "min", "max", "n_seed")
@@ -60,7 +60,7 @@ def draw(shown: pd.DataFrame, title: str) -> Figure:
     """The picture of `dots`: one panel a (model, task, scheme), further split where precision or budget differ, in each
     the best on test at the top."""
     with style.context(["default", STYLE]):
-        panels = [(key, panel) for key, panel in shown.groupby(list(PANEL), sort=True) if isinstance(key, tuple)]
+        panels = panels_of(shown)
         n_column = min(3, max(1, len(panels)))
         rows = [panels[at : at + n_column] for at in range(0, len(panels), n_column)] or [[]]
         heights = [FRAME + ROW * max((len(panel) for _, panel in row), default=1) for row in rows]
@@ -68,18 +68,15 @@ def draw(shown: pd.DataFrame, title: str) -> Figure:
             figsize=(max(5.5, WIDTH * n_column), sum(heights) + 1.1), layout=ConstrainedLayoutEngine(h_pad=0.07)
         )
         axes = figure.subplots(len(rows), n_column, squeeze=False, gridspec_kw={"height_ratios": heights}).ravel()
-        telling = [name for name in PANEL[3:] if shown[name].nunique() > 1]
-        for ax, (key, panel) in zip(axes, panels, strict=False):
-            named = dict(zip(PANEL, key, strict=True))
-            titles = (" · ".join(str(named[name]) for name in names) for names in (PANEL[:3], telling) if names)
-            ax.set_title("\n".join(titles), loc="left")
+        for ax, (name, panel) in zip(axes, panels, strict=False):
+            ax.set_title(name, loc="left")
             _draw_panel(ax, panel)
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
         for ax in axes[max(0, len(panels) - n_column) : len(panels)]:  # nothing below it
             ax.set_xlabel("accuracy, %")
         if not panels:
-            axes[0].text(0.5, 0.5, "no completed run yet", ha="center", va="center", transform=axes[0].transAxes)
+            say_nothing_is_there(axes[0])
         figure.suptitle(title, fontweight="bold")
         figure.legend(handles=_legend(shown), loc="outside lower center", ncols=3, frameon=False)
     return figure

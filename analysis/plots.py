@@ -104,11 +104,28 @@ def _range(scores: Sequence[float]) -> Row:
     return {"mean": fmean(scores), "min": min(scores), "max": max(scores), "n_seed": len(scores)}
 
 
+def panels_of(shown: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each panel and its title, in which precision and budget stand only if they tell panels apart."""
+    telling = [name for name in PANEL[3:] if shown[name].nunique() > 1]
+    found = []
+    for key, panel in shown.groupby(list(PANEL), sort=True):
+        if isinstance(key, tuple):
+            named = dict(zip(PANEL, key, strict=True))
+            lines = (" · ".join(str(named[name]) for name in names) for names in (PANEL[:3], telling) if names)
+            found.append(("\n".join(lines), panel))
+    return found
+
+
+def say_nothing_is_there(ax: Axes) -> None:
+    """In the place of a first panel."""
+    ax.text(0.5, 0.5, "no completed run yet", ha="center", va="center", transform=ax.transAxes)
+
+
 def draw(shown: pd.DataFrame, axis: str, title: str) -> Figure:
     """The picture of ``curves`` or ``points`` over one of ``AXES``: one panel a (model, task, scheme), further split
     where precision or budget differ."""
     with style.context(["default", STYLE]):
-        panels = [(key, panel) for key, panel in shown.groupby(list(PANEL), sort=True) if isinstance(key, tuple)]
+        panels = panels_of(shown)
         n_column = min(3, max(1, len(panels)))
         n_row = max(1, math.ceil(len(panels) / n_column))
         width = max(4.8, 3.3 * n_column)  # inches, as all lengths here
@@ -119,12 +136,8 @@ def draw(shown: pd.DataFrame, axis: str, title: str) -> Figure:
         # Made without pyplot: no window, no global figure; saving as PNG goes through Agg.
         figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.07))
         axes = figure.subplots(n_row, n_column, squeeze=False).ravel()
-        # Precision and budget stand in the panel titles only if they tell panels apart.
-        telling = [name for name in PANEL[3:] if shown[name].nunique() > 1]
-        for ax, (key, panel) in zip(axes, panels, strict=False):
-            named = dict(zip(PANEL, key, strict=True))
-            titles = (" · ".join(str(named[name]) for name in names) for names in (PANEL[:3], telling) if names)
-            ax.set_title("\n".join(titles), loc="left")
+        for ax, (name, panel) in zip(axes, panels, strict=False):
+            ax.set_title(name, loc="left")
             _draw_panel(ax, panel, axis, looks)
         for place, ax in enumerate(axes):
             if place % n_column == 0:
@@ -134,7 +147,7 @@ def draw(shown: pd.DataFrame, axis: str, title: str) -> Figure:
             if place >= len(panels):
                 ax.set_axis_off()
         if not panels:
-            axes[0].text(0.5, 0.5, "no completed run yet", ha="center", va="center", transform=axes[0].transAxes)
+            say_nothing_is_there(axes[0])
         figure.suptitle(title, fontweight="bold")
         if looks:
             unlined = {"linestyle": "none"} if axis == "memory" else {}

@@ -233,7 +233,7 @@ def _points(kind: list[str], grids: Grids | None) -> tuple[list[Point], list[str
         return [], problems
     grid: Mapping[str, list[Any]] = {}
     if grids is not None and "search" in config["optimizer"]:  # one that trains nothing has nothing to search
-        more, problems = _elsewhere(config, grids, {text.split("=")[0] for text in kind})
+        more, problems = _regridded(config, grids, {text.split("=")[0] for text in kind})
         kind = [*kind, *more]
         grid = config["optimizer"]["search"][searched_as(config)]
     points = []
@@ -258,7 +258,7 @@ def searched_as(config: Mapping[str, Any]) -> str:
     return scheme if scheme in config["optimizer"]["search"] else "lora"
 
 
-def _elsewhere(config: dict[str, Any], grids: Grids, given: Collection[str]) -> tuple[list[str], list[str]]:
+def _regridded(config: dict[str, Any], grids: Grids, given: Collection[str]) -> tuple[list[str], list[str]]:
     """Have a run's optimizer searched where ``grids`` say, but for what is ``given``: the overrides that do so, and
     what is wrong with them."""
     optimizer, scheme = config["optimizer"]["name"], searched_as(config)

@@ -217,23 +217,26 @@ class Sweep:
             self._view.say(f"{n_asked - len(left)} of {n_asked} runs are complete already")
         tries: Counter[str] = Counter()
         while left:
-            free = [run for run in left if not is_held(run.path)]
-            if not free:  # another sweep is at them; where it dies, we go on
-                time.sleep(POLL_S)
-                ended: dict[str, Ended] = {}
-            else:
-                launched = list(free)
-
-                def more(i: int) -> list[Sequence[str]]:
-                    later = self._missing(due(launched[i]))  # noqa: B023 (called within this turn)
-                    left.extend(later)  # noqa: B023
-                    now = [run for run in later if not is_held(run.path)]
-                    launched.extend(now)  # noqa: B023
-                    return [run.overrides for run in now]
-
-                returned = self._launch([run.overrides for run in free], more)
-                ended = dict(zip((run.run_id for run in launched), returned, strict=True))
+            ended = self._turn(left, due)
             left = [run for run in left if not self._over(run, ended.get(run.run_id), tries)]
+
+    def _turn(self, left: list[Run], due: Callable[[Run], list[Run]]) -> dict[str, Ended]:
+        """Launch what is free of ``left``, and of what is due by it, which becomes part of ``left``: how each ended."""
+        launched = [run for run in left if not is_held(run.path)]
+        if not launched:  # another sweep is at them; where it dies, we go on
+            time.sleep(POLL_S)
+            return {}
+
+        def more(i: int) -> list[Sequence[str]]:
+            known = {run.run_id for run in left}  # kinds may share runs
+            later = [run for run in self._missing(due(launched[i])) if run.run_id not in known]
+            left.extend(later)
+            free = [run for run in later if not is_held(run.path)]
+            launched.extend(free)
+            return [run.overrides for run in free]
+
+        returned = self._launch([run.overrides for run in launched], more)
+        return dict(zip((run.run_id for run in launched), returned, strict=True))
 
     def _missing(self, asked: list[Run]) -> list[Run]:
         """Those without a result; what another suite has run is taken."""

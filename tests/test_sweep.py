@@ -501,7 +501,7 @@ def test_final_runs_begin_when_the_search_of_their_kind_is_over(
     cli: Cli, make_suite: MakeSuite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A launcher that asks after each job what is due by it gets them before another kind's search is over, and again
-    after a stop; one that does not ask gets them last."""
+    after a stop."""
     devs: dict[str, tuple[float, float] | None] = {"5e-06": (0.7, 0.5), "1e-05": (0.6, 0.6), "0.001": (0.8, 0.5)}
     worked: list[str] = []
     stop_after = 6

@@ -11,14 +11,13 @@ from zobench import provenance
 from zobench.engine.ops import Op
 from zobench.engine.stream import NOISE_VERSION
 from zobench.objective import Meter
+from zobench.optim.nodes import OF_THE_METHOD
 from zobench.optim.step import StepInfo
 from zobench.record import SCHEMA
 from zobench.run import Bench
 from zobench.spec import RunSpec
 
 GROUPS = ("model", "task", "scheme", "optimizer", "precision", "schedule")
-# What an optimizer's yaml says of the method, whatever the run; its `search` says what is a hyperparameter.
-ABOUT = ("notes", "recommended", "cost", "method")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Window:
 def run_row(spec: RunSpec, bench: Bench | None, command: str) -> dict[str, Any]:
     """The first row of a record: what the run is, of what, and where it is made; without what only loading tells if
     it could not be loaded (``bench`` is None)."""
-    of_optimizer = {key: value for key, value in spec.config["optimizer"].items() if key not in ABOUT}
+    of_optimizer = {key: value for key, value in spec.config["optimizer"].items() if key not in OF_THE_METHOD}
     config = {**spec.config, "optimizer": of_optimizer}
     loaded: dict[str, Any] = {"rows": {}, "source": {}, "params": {}}
     if bench is not None:

@@ -17,8 +17,9 @@ OPTIMIZER_OFF = {
     "fused": True,  # how a step is computed, not which; "off" is what the yamls say
 }  # fmt: skip
 OF_FIRST_ORDER = ("max_grad_norm",)  # of the yaml of an optimizer of torch: what `FirstOrder` takes, not the class
-# Of an optimizer's yaml, beside its arguments.
-DESCRIPTIVE = ("paper", "search", "notes", "recommended", "cost", "method")
+# Of an optimizer's yaml, beside its arguments: of the method, whatever the run, so that no record has them; and all.
+OF_THE_METHOD = ("notes", "recommended", "cost", "method")
+DESCRIPTIVE = ("paper", "search", *OF_THE_METHOD)
 GIVEN = ("params", "seed", "rounding", "n_layer")  # arguments that a node does not set
 
 
