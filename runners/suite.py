@@ -263,15 +263,16 @@ def _regridded(config: dict[str, Any], grids: Grids, given: Collection[str]) -> 
     what is wrong with them."""
     optimizer, scheme = config["optimizer"]["name"], searched_as(config)
     known = config["optimizer"]["search"][scheme]
-    overrides, problems = [], []
-    for key, values in grids.get(optimizer, {}).get(scheme, {}).items():
-        name = f"optimizer.search.{scheme}.{key}"
-        if key not in known:
-            problems.append(unknown(f"grids: {optimizer}.{scheme}", key, list(known)))
-        elif name not in given:
-            known[key] = values
-            overrides.append(f"{name}={json.dumps(values, separators=(',', ':'))}")
-    return overrides, problems
+    asked = grids.get(optimizer, {}).get(scheme, {})
+    problems = [unknown(f"grids: {optimizer}.{scheme}", key, list(known)) for key in asked if key not in known]
+    node = f"optimizer.search.{scheme}"
+    taken = {key: values for key, values in asked.items() if key in known and f"{node}.{key}" not in given}
+    if not taken:
+        return [], problems
+    known.update(taken)
+    # All its keys, as a scheme's grid may be written as that of another, in which no key can be set.
+    listed = ",".join(f"{key}:{json.dumps(values, separators=(',', ':'))}" for key, values in known.items())
+    return [f"{node}={{{listed}}}"], problems
 
 
 def _trains(points: list[Point]) -> bool:

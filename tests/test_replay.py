@@ -87,8 +87,12 @@ def test_a_tampered_record_or_trajectory_is_not_confirmed(lab: Lab, capsys: pyte
     assert replay(ran.path, ["device=cpu"], None) == 1
     assert capsys.readouterr().out.endswith("\nNOT confirmed\n")
 
-    ran.trajectory.write_bytes(trajectory[: len(trajectory) // 2])
+    half = gzip.decompress(trajectory).splitlines(keepends=True)[: len(lines) // 2]
+    ran.trajectory.write_bytes(gzip.compress(b"".join(half)))
     with pytest.raises(RecordError, match=f"ends before step {ran.end['chosen_step']}, which the record chose"):
+        replay(ran.path, ["device=cpu"], None)
+    ran.trajectory.write_bytes(trajectory[:-3])
+    with pytest.raises(RecordError, match="holds no trajectory"):
         replay(ran.path, ["device=cpu"], None)
 
 
@@ -169,3 +173,34 @@ def test_a_trajectory_reads_back_what_was_written(tmp_path: Path) -> None:
     assert found.entries == entries
     assert found.mark == Mark(5, (10, 0, 160, 7, 0), 0.5, 0.1, [0.1] * 5, 1 / 3)
     assert read(written.path) == (header, entries)
+
+
+def test_a_run_that_is_over_has_one_member_with_its_last_mark(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines are those of the members before; where it cannot be written anew, these stay, and the run is over."""
+    monkeypatch.setattr(Trajectory, "compact", lambda _: None)
+    loose = lab.run(*ZO, out="loose").trajectory.read_bytes()
+    monkeypatch.undo()
+    with monkeypatch.context() as full:
+        full.setattr("zobench.trajectory.os.replace", _no_room)
+        ran = lab.run(*ZO, out="full")
+    assert _untimed(ran.trajectory.read_bytes()) == _untimed(loose)
+    assert [path.name for path in ran.trajectory.parent.glob("*.tmp")] == []
+    ran = lab.run(*ZO)
+    tight = ran.trajectory.read_bytes()
+    assert len(gzip.compress(gzip.decompress(tight), mtime=0)) == len(tight) < len(loose)
+    of_steps = [line for line in _untimed(loose) if "mark" not in line]
+    assert _untimed(tight)[:-1] == of_steps
+    assert _untimed(tight)[-1] == _untimed(loose)[-1]
+    assert replay(ran.path, ["mode=exact", "device=cpu"], None) == 0
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def _untimed(data: bytes) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in gzip.decompress(data).splitlines()]
+    for row in rows:
+        if "mark" in row:
+            row["mark"] = {key: value for key, value in row["mark"].items() if not key.endswith("_s")}
+    return rows

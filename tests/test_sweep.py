@@ -21,7 +21,7 @@ from rich.console import Console
 
 from analysis import build as tables
 from runners import launch, local, pace, status, suite, sweep, train, view
-from runners.compose import spec_of
+from runners.compose import compose, spec_of
 from runners.forecast import Cost, Forecast, totals
 from runners.glance import TAIL, Glance, Stand
 from runners.job import Ended
@@ -456,7 +456,8 @@ def test_a_suite_may_search_in_other_grids_than_the_optimizers_own(
 ) -> None:
     """A run's command has the grid, so that its record says where was searched; of the command line it is kept."""
     monkeypatch.setattr(suite, "GRIDS", tmp_path)
-    OmegaConf.save({"sgd": {"full": {"lr": [1.0, 2.0]}}, "adam": {"lora": {"lr": [3.0]}}}, tmp_path / "small.yaml")
+    grids = {"sgd": {"full": {"lr": [1.0, 2.0]}, "head": {"lr": [4.0]}}, "adam": {"lora": {"lr": [3.0]}}}
+    OmegaConf.save(grids, tmp_path / "small.yaml")
     asked = {"runs": [["optimizer=sgd"]], "seeds": [1], "tune_seeds": [1]}
     arguments = make_suite(**asked, grids="small")
     loaded, out = suite.load("pair", None)
@@ -469,9 +470,15 @@ def test_a_suite_may_search_in_other_grids_than_the_optimizers_own(
     assert tried("optimizer.search.full.lr=[5]") == [5]
     assert tried("scheme=lora") == [1e-3, 1e-2, 1e-1, 3e-1]
     assert tried("optimizer=adam", "scheme=bitfit") == [3.0]  # which has no grid of its own
-    (point, _), *_ = suite.points_of(loaded, out, [])
-    assert "optimizer.search.full.lr=[1.0,2.0]" in point.overrides
-    assert point.spec.config["optimizer"]["search"]["full"] == {"lr": [1.0, 2.0]}
+    assert tried("scheme=head") == [4.0]  # whose own is written as that of full
+    for scheme, text in (("full", "full={lr:[1.0,2.0]}"), ("head", "head={lr:[4.0]}")):
+        (point, *_), *_ = suite.points_of(loaded, out, [f"scheme={scheme}"])
+        assert f"optimizer.search.{text}" in point.overrides
+        again, problems = compose(point.overrides)
+        assert again is not None
+        assert not problems
+        assert again["optimizer"]["lr"] == point.spec.config["optimizer"]["lr"]
+        assert again["optimizer"]["search"][scheme] == point.spec.config["optimizer"]["search"][scheme]
 
     OmegaConf.save({"sgd": {"full": {"rl": [1.0]}}}, tmp_path / "small.yaml")
     assert cli(sweep, *arguments).err == "error: grids: sgd.full=rl: must be one of lr (did you mean lr?)\n"

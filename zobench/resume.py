@@ -164,8 +164,9 @@ class ByReplay:
         self._flush()
 
     def close(self, over: bool) -> None:
-        del over  # it stays: the tuned weights can be rebuilt from it
         self._optimizer.on_op(None)
+        if over:  # it stays: the tuned weights can be rebuilt from it
+            self._trajectory.compact()
 
     def _append(self, mark: Mark, evaluation: bool, ops: list[Op]) -> None:
         self.mark = mark

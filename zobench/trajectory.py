@@ -1,9 +1,10 @@
 """The trajectory: every move and commit of a run, from which its weights are rebuilt without any forward.
 
 A file of concatenated gzip members of JSON lines: a header, then one line a step or evaluation, and at the end of each
-member a mark, from which the run can go on. gzip's checksum tells a torn member, which is dropped whole. Coefficients
-are written so that they read back to the same float64. Steps are not numbered, and a direction's step is said from
-where the run stands: lines then differ in their coefficients alone, and a step takes half the bytes.
+member a mark, from which the run can go on; when the run is over, one member with the last mark. gzip's checksum tells
+a torn member, which is dropped whole. Coefficients are written so that they read back to the same float64. Steps are
+not numbered, and a direction's step is said from where the run stands: lines then differ in their coefficients alone,
+and a step takes half the bytes.
 """
 
 from __future__ import annotations
@@ -138,6 +139,28 @@ class Trajectory:
                 f"{self.path}: cannot be written ({error.strerror}); make room and start the same command again"
             ) from error
         self._size, self._pending = self._size + len(member), []
+
+    def compact(self) -> None:
+        """Write what is on the disk as one member with the last mark alone: half the size, for a run that is over.
+
+        Where that fails, what was there stays.
+        """
+        try:
+            lines = _members(self.path.read_bytes())[0].splitlines()
+            marks = [line for line in lines if line.startswith('{"mark"')]
+            kept = [line for line in lines if not line.startswith('{"mark"')] + marks[-1:]
+            member = gzip.compress(("\n".join(kept) + "\n").encode(), mtime=0)
+            temporary = self.path.with_name(f"{self.path.name}.tmp")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(member)
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError:
+            return
+        self._size = len(member)
 
     def restart(self) -> None:
         """Forget everything written: the run begins anew."""
