@@ -118,6 +118,7 @@ def test_a_sweep_that_is_stopped_and_two_that_go_on_with_it(
     _nothing_twice(out)
 
 
+@pytest.mark.skipif(not LONG, reason="takes as long as a server's start: make faults")
 def test_ctrl_c_before_the_first_run(suites: Path, tmp_path: Path) -> None:
     """The server imports for seconds, and Ctrl-C reaches it with the sweep: neither has anything to say of that."""
     out = tmp_path / "faults"
