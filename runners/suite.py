@@ -266,7 +266,8 @@ def _regridded(config: dict[str, Any], grids: Grids, given: Collection[str]) -> 
     asked = grids.get(optimizer, {}).get(scheme, {})
     problems = [unknown(f"grids: {optimizer}.{scheme}", key, list(known)) for key in asked if key not in known]
     node = f"optimizer.search.{scheme}"
-    taken = {key: values for key, values in asked.items() if key in known and f"{node}.{key}" not in given}
+    free = node not in given
+    taken = {key: values for key, values in asked.items() if free and key in known and f"{node}.{key}" not in given}
     if not taken:
         return [], problems
     known.update(taken)

@@ -471,6 +471,7 @@ def test_a_suite_may_search_in_other_grids_than_the_optimizers_own(
     assert tried("scheme=lora") == [1e-3, 1e-2, 1e-1, 3e-1]
     assert tried("optimizer=adam", "scheme=bitfit") == [3.0]  # which has no grid of its own
     assert tried("scheme=head") == [4.0]  # whose own is written as that of full
+    assert tried("scheme=head", "optimizer.search.head={lr:[6]}") == [6]  # the one way to say it there
     for scheme, text in (("full", "full={lr:[1.0,2.0]}"), ("head", "head={lr:[4.0]}")):
         (point, *_), *_ = suite.points_of(loaded, out, [f"scheme={scheme}"])
         assert f"optimizer.search.{text}" in point.overrides
