@@ -3,6 +3,7 @@ again, at each replay, what was made at the capture."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from conftest import Lab
 from torch import Tensor
 
+from runners.compose import spec_of
 from zobench.engine.capture import Captures
-from zobench.gradients import GraphedGradients, alias
+from zobench.gradients import GraphedGradients, alias, by_autograd
+from zobench.profile.rows import fixed
 from zobench.run import Bench, build
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -184,3 +187,38 @@ def test_a_run_on_a_gpu_replays_and_holds_nothing_between_steps(lab: Lab) -> Non
         torch.cuda.synchronize()
         held.append(sum(p.nbytes for p in bench.model.parameters() if p.grad is not None))
     assert held == [0, 0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_backward_takes_algorithms_that_give_the_same_bits(lab: Lab, fails: bool) -> None:
+    bench = _bench(lab, "optimizer=adamw")
+    seen: list[bool] = []
+
+    def look(_gradient: Tensor) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        if fails:
+            raise RuntimeError("within the backward")
+
+    weight = next(p for p in bench.model.parameters() if p.requires_grad)
+    weight.register_hook(look)
+    with pytest.raises(RuntimeError, match="within the backward") if fails else contextlib.nullcontext():
+        by_autograd(bench.scorer, "cross_entropy", bench.objective(0).parts)
+    assert seen
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+@on_a_gpu
+@pytest.mark.parametrize("graphs", ["true", "false"])
+def test_the_same_seed_gives_the_same_bits_on_long_rows(graphs: str) -> None:
+    """Fused attention's backward sums over parts of the keys when there are more than 128."""
+    ends = []
+    for _ in range(2):
+        given = ["task=toy", "model=opt-lab", "model.weights=random", "device=cuda", "precision=tf32", "progress=false"]
+        bench = build(spec_of([*given, "optimizer=adamw", "batch_size=16", f"cuda_graphs={graphs}"]))
+        bench.minibatches = dataclasses.replace(bench.minibatches, examples=fixed(16, 256, 900, seed=1))
+        for i in range(8):
+            bench.optimizer.step(bench.objective(i))
+        ends.append([p.detach().clone() for p in bench.model.parameters()])
+    assert all(map(torch.equal, *ends))
