@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from runners.profile_work import work_through
 from zobench.config import ConfigError
 from zobench.profile.published import PublishedStep
 from zobench.profile.rows import fixed
-from zobench.profile.timing import LEAST, SETTLED, lap
+from zobench.profile.timing import LEAST, SETTLED, TURNS, in_turn, lap
 from zobench.run import build
 from zobench.scoring import collate
 
@@ -55,6 +57,22 @@ def test_what_is_slow_is_timed_less_often() -> None:
     assert slow.n == LEAST
     assert len(calls) == LEAST + SETTLED  # these warm up
     assert slow.median >= 20
+
+
+def test_a_step_and_a_part_of_it_are_timed_in_turn() -> None:
+    order: list[str] = []
+
+    def work(name: str, seconds: float) -> Callable[[], object]:
+        return lambda: (order.append(name), time.sleep(seconds))
+
+    step, part = in_turn(work("step", 0.004), 10, work("part", 0.001), 2 * TURNS + 3, CPU)
+    assert (step.n, part.n) == (10, 2 * TURNS + 3)
+    changes = sum(a != b for a, b in itertools.pairwise(order))
+    assert changes == 2 * TURNS - 1
+    assert step.low >= 4
+    assert part.low >= 1
+    few = in_turn(work("step", 0.0), LEAST, work("part", 0.0), LEAST, CPU)
+    assert [times.n for times in few] == [LEAST, LEAST]
 
 
 def test_the_published_step_is_mezos_and_leaves_the_global_generator() -> None:

@@ -18,7 +18,7 @@ from zobench.optim.hybrid import Hybrid
 from zobench.profile.bandwidth import copy_gb_per_s
 from zobench.profile.published import PublishedStep
 from zobench.profile.rows import fixed
-from zobench.profile.timing import LEAST, Stopwatch, Times, lap, repeat
+from zobench.profile.timing import LEAST, Stopwatch, Times, in_turn, lap, repeat, warm
 from zobench.run import Bench, state_bytes
 from zobench.scoring import Batch
 
@@ -30,10 +30,10 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, 
 
     ``step_ms``: from one step to the next. Of one step, in a pass of its own: ``evaluate_ms`` in the objective
     (forwards, backwards and tangents), ``sweep_ms`` in sweeps, ``rest_ms`` elsewhere. ``forward_ms``: a bare forward of
-    the same rows by the same scorer, in the same process; ``overhead``: the step over two of these; ``cost_overhead``:
-    over as many as the step's cost says. ``peak_forward_bytes``: of a forward without a graph of autograd, the
-    optimizer's states being there. ``weight_bytes``: of all weights, ``trainable_bytes`` of those that train;
-    ``copy_gb_per_s``: of the device, in the same process. ``published_ms``: MeZO's step as released, see
+    the same rows by the same scorer, timed in turn with the steps; ``overhead``: the step over two of these;
+    ``cost_overhead``: over as many as the step's cost says. ``peak_forward_bytes``: of a forward without a graph of
+    autograd, the optimizer's states being there. ``weight_bytes``: of all weights, ``trainable_bytes`` of those that
+    train; ``copy_gb_per_s``: of the device, in the same process. ``published_ms``: MeZO's step as released, see
     `PublishedStep`.
 
     Args:
@@ -58,10 +58,11 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, 
     reset(device)
     eager = repeat(forward, device, warm_up, n, limit_s)
     found |= {"peak_forward_bytes": peak(device), "state_bytes": state_bytes(bench)}
-    graphed = repeat(lambda: bench.score(batch), device, warm_up, n, limit_s)
+    n_forward = warm(lambda: bench.score(batch), device, warm_up, n, limit_s)
     reset(device)
-    step = lap(lambda: _step(bench), device, warm_up, n, limit_s)
+    n_step = warm(lambda: _step(bench), device, warm_up, n, limit_s)
     found |= {"peak_bytes": peak(device), "reserved_bytes": reserved(device), "process_bytes": process(device)}
+    step, graphed = in_turn(lambda: _step(bench), n_step, lambda: bench.score(batch), n_forward, device)
     watches = Stopwatch(device), Stopwatch(device)
     parts = _parts(bench, watches, step.n if step.n > LEAST else 1)  # of slow steps one says enough
     cost = bench.optimizer.forwards_per_step

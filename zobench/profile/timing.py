@@ -16,6 +16,7 @@ LEAST = 3  # repetitions that are timed, however long they take
 # After so many calls one takes what the next will: the first compiles, the second is the first of its kind that begins
 # away from home, the third makes a CUDA graph of it.
 SETTLED = 4
+TURNS = 5  # see `in_turn`
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,14 @@ class Stopwatch:
         """Between two laps."""
         self._marks.append(self._mark())
 
+    def pause(self) -> None:
+        """What comes between the last mark and the next is no lap."""
+        self._spans += zip(self._marks, self._marks[1:], strict=False)
+        self._marks = []
+
     def laps(self) -> list[float]:
         """Milliseconds from each mark to the next; waits for the device."""
-        self._spans = list(zip(self._marks, self._marks[1:], strict=False))
-        self._marks = []
+        self.pause()
         return self.read()
 
     def _mark(self) -> Any:
@@ -100,6 +105,27 @@ def lap(work: Callable[[], object], device: torch.device, warm_up: int, n: int, 
         work()
         watch.mark()
     return times_of(watch.laps())
+
+
+def in_turn(
+    step: Callable[[], object], n_step: int, part: Callable[[], object], n_part: int, device: torch.device
+) -> tuple[Times, Times]:
+    """`lap` of ``step`` and `repeat` of ``part``, both warm, some of each in turn.
+
+    A device that gets warm or reaches the limit of its power lowers its clock within milliseconds. What is timed first
+    would have the higher one, and a ratio of the two would say which that was.
+    """
+    laps, spans = Stopwatch(device), Stopwatch(device)
+    for turn in range(TURNS):
+        for _ in range(n_part * turn // TURNS, n_part * (turn + 1) // TURNS):
+            with spans.span():
+                part()
+        laps.mark()
+        for _ in range(n_step * turn // TURNS, n_step * (turn + 1) // TURNS):
+            step()
+            laps.mark()
+        laps.pause()
+    return times_of(laps.laps()), times_of(spans.read())
 
 
 def warm(work: Callable[[], object], device: torch.device, warm_up: int, n: int, limit_s: float) -> int:
