@@ -152,14 +152,15 @@ def _unpacked(data: bytes, name: str) -> Iterator[bytes]:
             raise Refused(f"{name}: has too many parts for its size")
         while not unpack.eof:
             fed = data[at : at + CHUNK]
-            if not fed:
-                raise Refused(f"{name}: is torn")
             try:
                 piece = unpack.decompress(fed, CHUNK)
             except zlib.error:
                 raise Refused(f"{name}: is no gzip file from byte {at} on, or is damaged") from None
-            # What was not taken in comes again: unread because the piece is full, or because the member is over.
-            at += len(fed) - len(unpack.unconsumed_tail) - len(unpack.unused_data)
+            if not fed and not piece:  # all was taken in, and all that could be made of it has been
+                raise Refused(f"{name}: is torn")
+            # What was not taken in comes again: unread because the member is over, or because the piece is full. (Of a
+            # member that is over after a full piece, zlib has the same bytes in both.)
+            at += len(fed) - len(unpack.unused_data if unpack.eof else unpack.unconsumed_tail)
             total += len(piece)
             if total > MAX_UNPACKED:
                 raise Refused(f"{name}: unpacks to more than {MAX_UNPACKED // MIB} MiB")

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -327,6 +328,25 @@ def test_a_torn_record_or_trajectory_is_refused(record: Path, capsys: pytest.Cap
     damaged[len(damaged) // 2] ^= 0xFF
     _trajectory(record).write_bytes(bytes(damaged))
     assert ".trajectory.gz: " in _refusal(record, capsys)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [b"a"],
+        [bytes(10 * untrusted.CHUNK)],  # all is taken in long before the last piece
+        [b"a", bytes(untrusted.CHUNK + 7), b"b"],  # a member that is over within its second piece, and one after it
+        [random.Random(i).randbytes(n) for i, n in enumerate((3, 3 * untrusted.CHUNK, untrusted.CHUNK, 1))],
+        [json.dumps(list(range(n))).encode() for n in (5, 40_000, 0, 90_000)],
+    ],
+)
+def test_what_is_unpacked_in_pieces_is_what_gzip_has(members: list[bytes]) -> None:
+    packed = b"".join(map(gzip.compress, members))
+    pieces = list(untrusted._unpacked(packed, "t"))
+    assert b"".join(pieces) == gzip.decompress(packed) == b"".join(members)
+    assert max(map(len, pieces)) <= untrusted.CHUNK
+    with pytest.raises(untrusted.Refused, match="is torn"):
+        list(untrusted._unpacked(packed[:-1], "t"))
 
 
 def test_large_files_and_bombs_are_refused(
