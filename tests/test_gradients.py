@@ -209,6 +209,26 @@ def test_a_backward_takes_algorithms_that_give_the_same_bits(lab: Lab, fails: bo
     assert torch.utils.deterministic.fill_uninitialized_memory
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_what_a_backward_recomputes_takes_the_algorithms_of_the_forward(lab: Lab, before: bool) -> None:
+    """Else attention may keep other tensors the second time, which torch refuses."""
+    bench = _bench(lab, "optimizer=adamw", "model.gradient_checkpointing=true")
+    seen: list[bool] = []
+
+    def look(*_: object) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+
+    within = next(m for name, m in bench.model.named_modules() if name.endswith("self_attn"))
+    within.register_forward_pre_hook(look)
+    torch.use_deterministic_algorithms(before)
+    try:
+        by_autograd(bench.scorer, "cross_entropy", bench.objective(0).parts)
+        assert torch.are_deterministic_algorithms_enabled() is before
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [before, before]
+
+
 @on_a_gpu
 @pytest.mark.parametrize("graphs", ["true", "false"])
 def test_the_same_seed_gives_the_same_bits_on_long_rows(graphs: str) -> None:

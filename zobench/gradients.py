@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +10,13 @@ import torch
 from torch import Tensor
 
 from zobench import losses
+from zobench.determinism import same_bits
 from zobench.engine.capture import Captures, Recent
 from zobench.losses import Loss
 from zobench.scoring import Batch
 
 Score = Callable[[Batch], Tensor]
 Gradients = Callable[[Loss, Sequence[Batch]], Tensor]
-
-_deterministic: Any = torch.utils.deterministic  # its one property is made at run time
 
 
 def by_autograd(score: Score, loss: Loss, parts: Sequence[Batch]) -> Tensor:
@@ -39,23 +36,6 @@ def by_autograd(score: Score, loss: Loss, parts: Sequence[Batch]) -> Tensor:
                 mean.backward()  # type: ignore[no-untyped-call]
         total = total + mean.detach()
     return total
-
-
-@contextmanager
-def same_bits() -> Iterator[None]:
-    """Have what runs here give the same bits each time: the backward of fused attention over more than 128 keys is
-    otherwise a sum in whatever order its parts end (torch's notes on reproducibility)."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = _deterministic.fill_uninitialized_memory
-    # Without it torch refuses matrix products; the value is what it takes on Hopper anyway.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        _deterministic.fill_uninitialized_memory = filled
 
 
 @dataclass

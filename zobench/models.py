@@ -16,6 +16,7 @@ from zobench import placement
 from zobench.body import positions_of
 from zobench.chat import Chat, ChatError
 from zobench.checkpoint import complete, fingerprint, without_dropout
+from zobench.determinism import recomputing
 from zobench.head import check_logits
 from zobench.keyed import keyed_rng
 from zobench.tasks import encoding, masked
@@ -161,7 +162,7 @@ class LanguageModel:
     def prepare(self, model: Any) -> None:
         """Gradient checkpointing on if it was asked for, else evaluation mode."""
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
             without_input_gradients(model)
             model.train()  # transformers checkpoints in train mode only; with dropout off that changes nothing else
         else:
