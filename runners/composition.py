@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hydra
@@ -40,8 +41,8 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """
     values = [o for o in map(parsed, overrides) if o.key_or_group not in GROUPS]
     if not all(map(_is_plain, values)):
-        return copy.deepcopy(_by_hydra("run", tuple(overrides)))
-    made = copy.deepcopy(_chosen(tuple(text for text in overrides if parsed(text).key_or_group in GROUPS)))
+        return copy.deepcopy(_by_hydra(tuple(overrides)))
+    made: DictConfig = pickle.loads(_chosen(tuple(text for text in overrides if parsed(text).key_or_group in GROUPS)))
     for override in values:
         OmegaConf.update(made, override.key_or_group, override.value(), merge=True)
     return made
@@ -53,11 +54,11 @@ def _is_plain(value: Override) -> bool:
     return not adds and value.package is None and not value.key_or_group.startswith("hydra.")
 
 
-@functools.lru_cache(maxsize=64)
-def _chosen(overrides: tuple[str, ...]) -> DictConfig:
-    """The config of a run with these options of groups, and of their parts (``group@group.part=option``), to read. Of
-    two options of a group the last counts."""
-    made = copy.deepcopy(_by_hydra("run", ()))
+@functools.lru_cache(maxsize=1024)
+def _chosen(overrides: tuple[str, ...]) -> bytes:
+    """The config of a run with these options of groups, and of their parts (``group@group.part=option``). Of two
+    options of a group the last counts. Pickled: a copy of a config is made in a fifth of the time that way."""
+    made = copy.deepcopy(_by_hydra(()))
     options: dict[str, str] = {}
     parts: dict[str, tuple[str, ...]] = {}
     for text in overrides:
@@ -66,15 +67,29 @@ def _chosen(overrides: tuple[str, ...]) -> DictConfig:
             options[group] = str(override.value())
         else:
             parts[group] = (*parts.get(group, ()), text)
-    for group in options | parts:
-        option = options.get(group, made[group].name)  # an option's name is its file's
-        made[group] = _by_hydra(f"{group}/{option}", parts.get(group, ()))[group]
-    return made
+    wanted = {group: options.get(group, made[group].name) for group in options | parts}  # a name is its file's
+    for group, node in _of_groups(
+        {group: (f"{group}={option}", *parts.get(group, ())) for group, option in wanted.items()}
+    ).items():
+        made[group] = node
+    return pickle.dumps(made)
+
+
+_known: dict[tuple[str, ...], DictConfig] = {}
+
+
+def _of_groups(wanted: Mapping[str, tuple[str, ...]]) -> dict[str, DictConfig]:
+    """What is chosen for each group by an option and by options of its parts, to read. What no run has chosen yet is
+    composed all at once: most of what Hydra does is the same for one group and for all."""
+    if new := [chosen for chosen in wanted.values() if chosen not in _known]:
+        whole = _by_hydra(tuple(text for chosen in new for text in chosen))
+        _known.update({chosen: whole[group] for group, chosen in wanted.items() if chosen in new})
+    return {group: _known[chosen] for group, chosen in wanted.items()}
 
 
 @functools.lru_cache(maxsize=256)
-def _by_hydra(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    """A yaml of conf/ with overrides, in the place that it has in a run, to read."""
+def _by_hydra(overrides: tuple[str, ...]) -> DictConfig:
+    """conf/run.yaml with overrides, to read."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base=None):
-        return hydra.compose(name, list(overrides))
+        return hydra.compose("run", list(overrides))

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runners.composition import CONF, _by_hydra, composed
+from runners.composition import CONF, composed
 from runners.schema import GROUPS
 
 OPTIONS = {group: sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml")) for group in GROUPS}
@@ -52,5 +52,6 @@ def test_the_config_is_the_callers() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_an_option_is_of_its_group_alone(group: str) -> None:
-    for option in OPTIONS[group]:
-        assert list(_by_hydra(f"{group}/{option}", ())) == [group], option
+    with hydra.initialize_config_dir(str(CONF), version_base=None):
+        for option in OPTIONS[group]:
+            assert list(hydra.compose(f"{group}/{option}")) == [group], option
