@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import shipped
 import torch
 
 with contextlib.suppress(pytest.skip.Exception):  # where there is no triton
@@ -203,6 +204,14 @@ def _generate_toy_once() -> Iterator[None]:
     """The rows are a pure function of the split and nobody changes them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "generate", functools.cache(toy.generate))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _load_the_shipped_model_once() -> Iterator[None]:
+    """Most of what a tiny run does before its first step would be that."""
+    with pytest.MonkeyPatch.context() as patch:
+        shipped.once(patch)
         yield
 
 
