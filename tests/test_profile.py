@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from light_work import work
 from omegaconf import OmegaConf
 
 from analysis.profile_rows import read
@@ -218,17 +219,22 @@ def test_cells_that_have_rows_keep_their_ids() -> None:
     assert {json.loads(text)["id"] for text in path.read_text().splitlines()} <= cells
 
 
-def test_a_profile_of_the_papers_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process: test_a_measured_cell_is_not_measured_again is of a worker."""
+@pytest.fixture
+def work_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are measured in this process: test_a_measured_cell_is_not_measured_again is of a worker."""
 
-    def work_here(settings: Profile, cells: list[Cell], work: Any, *given: Any) -> tuple[list[Cell], list[Cell]]:
+    def here(settings: Profile, cells: list[Cell], work: Any, *given: Any) -> tuple[list[Cell], list[Cell]]:
         *_, refused, done = given
         for cell in cells:
-            assert not refused(cell)
-            done(work(settings, cell))
+            if not refused(cell):
+                done(work(settings, cell))
         return [], []
 
-    monkeypatch.setattr(profile, "work_through", work_here)
+    monkeypatch.setattr(profile, "work_through", here)
+
+
+@pytest.mark.usefixtures("work_here")
+def test_a_profile_of_the_papers_in_small(tmp_path: Path) -> None:
     name = "multirc_memory"
     arguments = [f"suite={name}", "scale=smoke", "device=cpu", f"out={tmp_path}"]
     assert profile.profile(arguments) == 0
@@ -270,24 +276,13 @@ def test_wrong_keys_are_told_at_once() -> None:
         profile.profile(["suite=smoke", "device=cpu", "jobs=2"])
 
 
-def _work(_: Profile, cell: Cell) -> dict[str, Any]:
-    if "dies" in cell.overrides:
-        os._exit(7)
-    for name, path in cell.named.items():
-        if name == "makes":
-            Path(path).touch()
-        while name == "awaits" and not Path(path).exists():
-            time.sleep(0.01)
-    return {"id": cell.id, "pid": os.getpid()}
-
-
 def test_cells_are_measured_side_by_side_and_a_process_that_dies_costs_its_cell_alone(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The first cell is over once the third is, which is that of a process in the place of the second's."""
     cells = [Cell((said,), 8) for said in (f"awaits={tmp_path / 'made'}", "dies", f"makes={tmp_path / 'made'}", "n=3")]
     rows: list[dict[str, Any]] = []
-    lost, left = work_through(SETTINGS, cells, _work, [None, None], 600, lambda cell: cell == cells[3], rows.append)
+    lost, left = work_through(SETTINGS, cells, work, [None, None], 600, lambda cell: cell == cells[3], rows.append)
     assert lost == [cells[1]]
     assert left == []
     assert {row["id"] for row in rows} == {cells[0].id, cells[2].id}  # the last was refused
@@ -297,7 +292,7 @@ def test_cells_are_measured_side_by_side_and_a_process_that_dies_costs_its_cell_
 
 def test_no_cell_is_begun_when_the_budget_is_over() -> None:
     cells = [Cell((f"n={i}",), 8) for i in range(2)]
-    assert work_through(SETTINGS, cells, _work, [None], 0, lambda _: False, lambda _: None) == ([], cells)
+    assert work_through(SETTINGS, cells, work, [None], 0, lambda _: False, lambda _: None) == ([], cells)
 
 
 @pytest.mark.parametrize("taken", [0, 5])
@@ -310,7 +305,7 @@ def test_a_gpu_is_clean_before_each_cell(taken: int, monkeypatch: pytest.MonkeyP
     ours, theirs = multiprocessing.Pipe()
     cell = Cell(("n=0",), 8)
     ours.send(cell)
-    profile_work._serve(SETTINGS, _work, "3", theirs)
+    profile_work._serve(SETTINGS, work, "3", theirs)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
     said = ours.recv()
     if taken:
@@ -343,6 +338,7 @@ def test_rows_that_a_model_has_no_room_for_are_left_out(
     assert problem == f"length={most + 1}: model={model} takes {limit:,} tokens{taken}; must be at most {most}"
 
 
+@pytest.mark.usefixtures("work_here")
 @pytest.mark.parametrize("how", ["dry_run=true", "device=cpu"])
 def test_rows_that_are_too_long_are_said_before_a_cell_is_made(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
