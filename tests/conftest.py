@@ -237,10 +237,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _collect_no_modules() -> Iterator[None]:
-    """What was imported stays: to search it for garbage takes half a second each time."""
+def _collect_rarely() -> Iterator[None]:
+    """What was imported stays: to search it for garbage takes half a second each time. What tests import later is
+    searched, but not as often as Python would."""
+    before = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
     yield
+    gc.set_threshold(*before)
     gc.unfreeze()
 
 
