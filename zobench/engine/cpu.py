@@ -27,6 +27,7 @@ CHUNK = 1 << 18  # elements of scratch: 1 MiB of float32, fits the cache; a mult
 M0, M1, W0, W1 = (np.uint64(x) for x in (stream.M0, stream.M1, stream.W0, stream.W1))
 MASK, SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 ROUNDS = stream.ROUNDS
+AT_ONCE = 128  # counters whose words are made in one loop, which does nothing else so that it becomes SIMD code
 RADIUS, TRIG = stream.tables()
 _NATIVE = (torch.float32, torch.float64)  # dtypes that numba sweeps as they are
 
@@ -52,29 +53,33 @@ def _accumulate(
     out: Any, first: int, lo: Any, hi: Any, scale: Any, keys: Any, coefs: Any, rademacher: bool, radius: Any, trig: Any
 ) -> None:
     """out <- scale * out + sum_j coefs[j] z_j, for elements 8 first ... 8 first + len(out) - 1 of the tensor."""
-    n = out.shape[0]
-    for block in range((n + 7) // 8):
-        start = 8 * block
-        stop = min(start + 8, n)
-        for i in range(start, stop):
-            out[i] *= scale
+    n_block = (out.shape[0] + 7) // 8
+    words = np.empty((4, AT_ONCE), dtype=np.uint32)
+    terms = np.empty((AT_ONCE, 8), dtype=out.dtype)
+    for begin in range(0, n_block, AT_ONCE):
+        here = out[8 * begin : 8 * (begin + AT_ONCE)]
+        for i in range(here.shape[0]):
+            here[i] *= scale
+        n_here = min(AT_ONCE, n_block - begin)
         for j in range(keys.shape[0]):
-            words = _philox(np.uint64(first + block), lo, hi, keys[j, 0], keys[j, 1])
-            for w in range(4):
-                word = words[w]
-                if rademacher:
-                    a = coefs[j] if (word >> np.uint64(15)) & np.uint64(1) == 0 else -coefs[j]
-                    b = coefs[j] if (word >> np.uint64(31)) & np.uint64(1) == 0 else -coefs[j]
-                else:
-                    r = radius[word & np.uint64(0xFFFF)]
-                    high = word >> np.uint64(16)
-                    a = coefs[j] * (r * trig[high, 0])
-                    b = coefs[j] * (r * trig[high, 1])
-                i = start + 2 * w
-                if i < stop:
-                    out[i] += a
-                if i + 1 < stop:
-                    out[i + 1] += b
+            for block in range(n_here):
+                made = _philox(np.uint64(first + begin + block), lo, hi, keys[j, 0], keys[j, 1])
+                for w in range(4):
+                    words[w, block] = made[w]
+            for block in range(n_here):
+                for w in range(4):
+                    word = words[w, block]
+                    if rademacher:
+                        terms[block, 2 * w] = coefs[j] if (word >> np.uint32(15)) & np.uint32(1) == 0 else -coefs[j]
+                        terms[block, 2 * w + 1] = coefs[j] if word >> np.uint32(31) == 0 else -coefs[j]
+                    else:
+                        r = radius[word & np.uint32(0xFFFF)]
+                        high = word >> np.uint32(16)
+                        terms[block, 2 * w] = coefs[j] * (r * trig[high, 0])
+                        terms[block, 2 * w + 1] = coefs[j] * (r * trig[high, 1])
+            flat = terms.reshape(-1)
+            for i in range(here.shape[0]):
+                here[i] += flat[i]
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
