@@ -112,16 +112,16 @@ class LocalLauncher(Launcher):
 
 
 def _serve() -> None:
-    """Start the server where none runs, deaf to Ctrl-C: while it imports, nothing of it would catch that. Its processes
-    are as deaf, until `_child` lets them hear."""
-    resource_tracker.ensure_running()  # or the server starts it, and lets SIGINT through again
-    with _deaf():
+    """Start the server where none runs, deaf to Ctrl-C. Its processes are as deaf, until `_child` lets them hear."""
+    with deaf():
         forkserver.ensure_running()
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Inside, Ctrl-C waits; a process that is started inside inherits that."""
+def deaf() -> Iterator[None]:
+    """Inside, Ctrl-C waits; a process that is started inside inherits that: while it imports, nothing of it would catch
+    it."""
+    resource_tracker.ensure_running()  # or who is started starts it, and lets SIGINT through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from runners.local import deaf
 from runners.profile_suite import Cell, Profile
 
 DIRTY = 2**30  # bytes in use on a GPU that is clean: its driver, and this process's context
@@ -102,7 +103,8 @@ def work_through(
 def _start(context: Any, profile: Profile, work: Work, gpu: str | None) -> _Worker:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(profile, work, gpu, theirs), daemon=True)
-    process.start()
+    with deaf():  # who hands out cells hears Ctrl-C, and ends it
+        process.start()
     theirs.close()
     return _Worker(process, ours, gpu)
 

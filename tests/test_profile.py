@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -288,6 +289,16 @@ def test_cells_are_measured_side_by_side_and_a_process_that_dies_costs_its_cell_
     assert {row["id"] for row in rows} == {cells[0].id, cells[2].id}  # the last was refused
     assert len({row["pid"] for row in rows}) == 2
     assert "exit code 7" in capfd.readouterr().err
+
+
+def test_a_worker_that_imports_leaves_ctrl_c_to_who_hands_out_cells(capfd: pytest.CaptureFixture[str]) -> None:
+    worker = profile_work._start(multiprocessing.get_context("spawn"), SETTINGS, work, None)
+    os.kill(worker.process.pid, signal.SIGINT)
+    assert worker.pipe.recv().asks
+    worker.process.terminate()
+    worker.process.join()
+    assert worker.process.exitcode == -signal.SIGTERM
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_no_cell_is_begun_when_the_budget_is_over() -> None:
