@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_analysis import accuracy, end_line, eval_line, read, run_line, whole_run, write
+from made_up import accuracy, end_line, eval_line, read, run_line, whole_run, write
 
 from analysis import build, costs, edges, paired, plan, published, render
 from analysis.select import choose

@@ -12,7 +12,7 @@ from typing import Any
 
 import bench_analysis
 import pytest
-from test_analysis import read, whole_run
+from made_up import read, whole_run
 
 from analysis import board, leaderboard, overhead, page
 
