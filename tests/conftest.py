@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 import shipped
 import torch
+from omegaconf import OmegaConf
 
 with contextlib.suppress(pytest.skip.Exception):  # where there is no triton
     import interpreted  # noqa: F401 (before triton is imported)
 
 from runners import execute as execution
-from runners import launch, train
+from runners import launch, suite, train
 from runners.compose import spec_of
 from runners.job import Ended, of_machine
 from zobench import provenance
@@ -175,6 +176,7 @@ class Said:
 
 
 Cli = Callable[..., Said]
+MakeSuite = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -291,6 +293,20 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield make
     if mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def make_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSuite:
+    """``make_suite(**keys)`` writes a suite of tiny runs and returns the arguments that start it."""
+
+    def make(**keys: Any) -> list[str]:
+        folder = tmp_path / "suites"
+        folder.mkdir(exist_ok=True)
+        OmegaConf.save({"common": TINY, **keys}, folder / "pair.yaml")
+        monkeypatch.setattr(suite, "SUITES", folder)
+        return ["suite=pair", f"out={tmp_path / 'pair'}"]
+
+    return make
 
 
 @pytest.fixture
