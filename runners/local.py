@@ -16,9 +16,9 @@ import sys
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from runners.deaf import deaf
 from runners.job import LAST_LINES, Ended, of_machine, stop_on
 
 # Asked when a job has ended, with its number: jobs that are due by that, and get the numbers after the last.
@@ -115,18 +116,6 @@ def _serve() -> None:
     """Start the server where none runs, deaf to Ctrl-C. Its processes are as deaf, until `_child` lets them hear."""
     with deaf():
         forkserver.ensure_running()
-
-
-@contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """Inside, Ctrl-C waits; a process that is started inside inherits that: while it imports, nothing of it would catch
-    it."""
-    resource_tracker.ensure_running()  # or who is started starts it, and lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from runners.local import deaf
+from runners.deaf import deaf
 from runners.profile_suite import Cell, Profile
 
 DIRTY = 2**30  # bytes in use on a GPU that is clean: its driver, and this process's context
