@@ -53,9 +53,14 @@ def test_committed_tables_regenerate_byte_for_byte(
 
 
 def test_the_committed_leaderboard_regenerates_byte_for_byte(tmp_path: Path) -> None:
-    assert leaderboard.main(["--records", str(ROOT / "results"), "--out", str(tmp_path)]) == 0
+    """Of committed suites alone: who has run `make demo` has records of its beside them."""
+    records, out = tmp_path / "records", tmp_path / "out"
+    records.mkdir()
+    for folder in [*SUITES, ROOT / "results/profile"]:
+        (records / folder.name).symlink_to(folder)
+    assert leaderboard.main(["--records", str(records), "--out", str(out)]) == 0
     for name in ("index.html", "LEADERBOARD.md"):
-        same = (tmp_path / name).read_bytes() == (ROOT / "results/leaderboard" / name).read_bytes()
+        same = (out / name).read_bytes() == (ROOT / "results/leaderboard" / name).read_bytes()
         assert same, f"{name} is not what the records say: run make leaderboard"
 
 
