@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zobench.engine import cuda_kernels
-from zobench.engine.cuda_tables import BLOCK, CHUNK, INTERPRETED, WARPS, Table, Tables, check
+from zobench.engine.cuda_tables import BLOCK, CHUNK, INTERPRETED, PARTS, WARPS, Table, Tables, check
 from zobench.engine.late import Late, Number, may_count
 from zobench.engine.program import Program
 from zobench.engine.rules import N_STATE, Rule
@@ -52,10 +52,10 @@ class Launch:
     def start(self, values: Tensor) -> None:
         """``values``: of the sweep, `values_of`, on the table's device."""
         with self.table.current():
-            cuda_kernels.sweep[(len(self.table.chunks),)](
+            cuda_kernels.sweep[(PARTS * len(self.table.chunks),)](
                 self.table.rows, self.table.chunks, values, self.n_stream, **dict(self.constants),
-                dtype=_DTYPES[self.table.dtype], NATIVE=not INTERPRETED, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=WARPS,
-                real=tl.float64 if self.table.dtype == torch.float64 else tl.float32,
+                dtype=_DTYPES[self.table.dtype], NATIVE=not INTERPRETED, CHUNK=CHUNK, PARTS=PARTS, BLOCK=BLOCK,
+                num_warps=WARPS, real=tl.float64 if self.table.dtype == torch.float64 else tl.float32,
             )  # fmt: skip
 
 

@@ -27,6 +27,8 @@ RULE_ROWS = 4
 _ROW = tl.constexpr(ROW_WORDS)
 _PARAM = tl.constexpr(PARAM_WORDS)
 _RULE_ROWS = tl.constexpr(RULE_ROWS)
+# Two bfloat16 of a register as float32, by one instruction each.
+_WIDEN = tl.constexpr("{ .reg .b32 w; shl.b32 w, $2, 16; mov.b32 $0, w; and.b32 w, $2, 0xFFFF0000; mov.b32 $1, w; }")
 
 
 @triton.jit
@@ -66,8 +68,11 @@ def _read(at, inside, PARTIAL: tl.constexpr):
 
 @triton.jit
 def _as_real(x, real: tl.constexpr, NATIVE: tl.constexpr):
-    if x.dtype == tl.bfloat16 and not NATIVE:  # the interpreter misreads subnormal bfloat16
-        x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    if x.dtype == tl.bfloat16:
+        if NATIVE:
+            x = tl.inline_asm_elementwise(_WIDEN, "=f,=f,r", [x], tl.float32, True, 2)
+        else:  # the interpreter misreads subnormal bfloat16
+            x = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(real)
 
 
@@ -185,10 +190,10 @@ def _block(at, place, start, values, n_streams, scale, rounding, keys, coefs, ke
 
 @triton.jit
 def _place(numel, name, chunk, CHUNK: tl.constexpr):
-    """A chunk of a tensor, its numel and id int64: its first element (int64), its number of elements, and the two words
-    of the id."""
+    """A chunk of a tensor, its numel and id int64: its first element (int64), its number of elements (0 behind the
+    tensor's end), and the two words of the id."""
     first = chunk.to(tl.int64) * CHUNK
-    left = tl.minimum(numel - first, CHUNK).to(tl.int32)
+    left = tl.maximum(tl.minimum(numel - first, CHUNK), 0).to(tl.int32)
     return first, left, ((name & 0xFFFFFFFF).to(tl.uint32), ((name >> 32) & 0xFFFFFFFF).to(tl.uint32))
 
 
@@ -205,10 +210,10 @@ def _pointer(word, first, kind: tl.constexpr, ALIGNED: tl.constexpr):
 def sweep(rows, chunks, values, n_streams, dtype: tl.constexpr, real: tl.constexpr, MASTER: tl.constexpr,
           COMMIT: tl.constexpr, RULE: tl.constexpr, STATES: tl.constexpr, MASK: tl.constexpr, STREAMS: tl.constexpr,
           GAUSSIAN: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, NATIVE: tl.constexpr,
-          CHUNK: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """`slot.Engine.sweep` of all chunks; a program does one.
+          CHUNK: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """`slot.Engine.sweep` of all chunks; PARTS programs do one.
 
-    rows (tensors, ROW_WORDS) int64; chunks (programs, 2) int32: row and number of the chunk; values (rows, PARAM_WORDS)
+    rows (tensors, ROW_WORDS) int64; chunks (chunks, 2) int32: row and number of the chunk; values (rows, PARAM_WORDS)
     int32. Rows of values: key of the rounding and (scale, stop); for each stream its key and (coef, commit); key of the
     random mask and (limit, 0); RULE_ROWS of the rule, see `_rule`. The last two only with a mask or a rule. With a stop
     that is not 0, nothing is touched.
@@ -216,9 +221,10 @@ def sweep(rows, chunks, values, n_streams, dtype: tl.constexpr, real: tl.constex
     COMMIT: g is needed, since there is a rule or the master is written; without, commits are not read. STREAMS: their
     number, or -1 to read it (and, for each block again, them) at run time.
     """
-    chunk = chunks + 2 * tl.program_id(0)
+    chunk = chunks + 2 * (tl.program_id(0) // PARTS)
+    part = tl.program_id(0) % PARTS
     row = rows + tl.load(chunk) * _ROW
-    place = _place(tl.load(row + 2), tl.load(row + 3), tl.load(chunk + 1), CHUNK)
+    place = _place(tl.load(row + 2), tl.load(row + 3), tl.load(chunk + 1) * PARTS + part, CHUNK // PARTS)
     first = place[0]
     at = (_pointer(row, first, dtype, ALIGNED), _pointer(row + 1, first, tl.float32, ALIGNED),
           _pointer(row + 4, first, real, ALIGNED), _pointer(row + 5, first, real, ALIGNED),

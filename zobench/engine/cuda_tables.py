@@ -18,9 +18,11 @@ from zobench.engine.slot import Slot
 # WARPS. One or two streams then fit 32 registers, so all 64 warps of an SM are resident and hide the memory's latency.
 WARPS = 4
 BLOCK = 8 * 32 * WARPS
-# Elements of a program: 8 bytes of table for 32 kB of bfloat16 (0.024 %), and the two dependent loads before its first
-# block are small beside its 16 blocks; yet 1.3e9 weights make 80,000 programs, so the last wave costs nothing.
+# Elements of a row of the table of chunks: 8 bytes for 32 kB of bfloat16 (0.024 %).
 CHUNK = 16 * BLOCK
+# Programs of a chunk. The two dependent loads before the first block of one are still small beside its four blocks, and
+# shorter programs spread loads and arithmetic better than one of 16 (2 % of a sweep).
+PARTS = 4
 
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -30,7 +32,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 class Table:
     """Tensors one launch sweeps, alike in all fields but the first two.
 
-    rows: (tensors, ROW_WORDS) int64. chunks: (programs, 2) int32, the row of a program's tensor and which chunk of it.
+    rows: (tensors, ROW_WORDS) int64. chunks: (chunks, 2) int32, the row of a chunk's tensor and which chunk of it.
     Both on ``device``. aligned: 16 bytes can be moved at once. master, stored: with masters, with the bits of a mask.
     """
 
