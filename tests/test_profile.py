@@ -44,6 +44,14 @@ def test_rows_have_the_length_asked_for_and_depend_on_the_seed_alone() -> None:
     assert rows == fixed(5, 16, 100, seed=1) != fixed(5, 16, 100, seed=2)
 
 
+def test_rows_hold_any_token_but_the_padding() -> None:
+    def ids(pad: int | None) -> set[int]:
+        return {i for row in fixed(50, 16, 20, seed=1, pad=pad) for i in (*row.prompt_ids, *row.option_ids[0])}
+
+    assert ids(None) == ids(20) == set(range(20))
+    assert ids(7) == set(range(20)) - {7}
+
+
 def test_rows_of_masked_models_are_read_within() -> None:
     rows = fixed(2, 16, 100, seed=1, masked=True)
     batch = collate(rows, CPU, 0)

@@ -27,8 +27,8 @@ class Packing:
     """Which slots of (R, T) rows are kept.
 
     kept: (N,) int64, slots r T + t, of all tokens, but for those that are another row's too, and of some
-    padding. places: (R, T) int64, where among those a slot's token is, and 0 where there is none. seen: (R, T) bool,
-    which slots attention may see; None where it is causal, so that no token sees what is to its right.
+    padding. places: (R, T) int64, where among those a slot's token is, and anywhere where there is none. seen: (R, T)
+    bool, which slots attention may see; None where it is causal, so that no token sees what is to its right.
     """
 
     kept: Tensor
@@ -82,9 +82,10 @@ def kept_slots(
         return None
     spare = np.where(token, width, columns)  # padding from the left, before what another row has
     kept = np.sort(np.argsort(np.where(own, -1, spare).ravel(), kind="stable")[:n_kept])
-    places = np.zeros(own.shape, dtype=np.int64)
+    # Slots without a token get one each: a backward adds up, one after the other, what slots of the same token get.
+    places = np.arange(own.size).reshape(own.shape) % n_kept
     places.ravel()[kept] = np.arange(n_kept)
-    return kept, np.where(alike, places[source], np.where(own, places, 0))
+    return kept, np.where(alike, places[source], places)
 
 
 def enable(model: nn.Module) -> None:

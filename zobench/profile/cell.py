@@ -44,7 +44,8 @@ def measure(bench: Bench, length: int, *, warm_up: int, n: int, limit_s: float, 
     """
     device, spec = bench.spec.device, bench.spec
     n_id = min(len(bench.tokenizer), int(getattr(bench.model.config, "vocab_size", len(bench.tokenizer))))
-    rows = fixed(spec.batch_size, length, n_id, spec.seed, masked=spec.task.masked)
+    pad = bench.tokenizer.pad_token_id
+    rows = fixed(spec.batch_size, length, n_id, spec.seed, pad=pad, masked=spec.task.masked)
     bench.minibatches = replace(bench.minibatches, examples=rows)
     batch = _whole(bench)
 

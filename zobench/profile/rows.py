@@ -8,11 +8,19 @@ from zobench.tasks.encoding import Encoded
 N_OPTION = 2
 
 
-def fixed(n: int, length: int, n_id: int, seed: int, *, masked: bool = False) -> list[Encoded]:
-    """``n`` examples of ``length`` random tokens below ``n_id``, with two options of one token each. ``masked``: of a
-    masked model, whose options stand in the place of the last token but one."""
+def fixed(n: int, length: int, n_id: int, seed: int, *, pad: int | None = None, masked: bool = False) -> list[Encoded]:
+    """``n`` examples of ``length`` random tokens below ``n_id``, with two options of one token each.
+
+    ``pad``: a token that is left out, since random weights embed it as zeros: at the front of a row the root mean
+    square norms of all layers would then divide by next to nothing, and slopes overflow. ``masked``: of a masked model,
+    whose options stand in the place of the last token but one.
+    """
     rng = generator(seed, 0, SPLITS)
-    rows = rng.integers(0, n_id, size=(n, length + N_OPTION))
+    if pad is None or pad >= n_id:
+        rows = rng.integers(0, n_id, size=(n, length + N_OPTION))
+    else:
+        rows = rng.integers(0, n_id - 1, size=(n, length + N_OPTION))
+        rows += rows >= pad
     mask = max(0, length - 2) if masked else None
     found = []
     for i, row in enumerate(rows.tolist()):
