@@ -44,7 +44,7 @@ def measured(profile: Profile, cell: Cell) -> Row:
         row |= {"status": "failed", "reason": f"{type(error).__name__}: {_reason(error)}"}
     bench = None  # type: ignore[assignment]
     reset(spec.device)
-    return {**row, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {**_rounded(row), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def predicted(profile: Profile, cell: Cell) -> Row:
@@ -101,6 +101,11 @@ def _head(kind: str, profile: Profile, cell: Cell, spec: RunSpec) -> Row:
         "command": f"{profile.command} only={cell.id}", "git": provenance.git(),
         "versions": provenance.versions(),
     }  # fmt: skip
+
+
+def _rounded(row: Row) -> Row:
+    """No clock tells a seventh digit."""
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _reason(error: BaseException) -> str:
