@@ -42,11 +42,11 @@ def _ratios(same: str) -> list[float]:
 
 def test_time_of_a_row_left_out() -> None:
     """docs/sweeps.md has the numbers of the rows that there were."""
-    for same in ("id", "model"):
+    for same, usual, worst in (("id", 1.1, 1.8), ("model", 1.2, 4.6)):
         ratios = _ratios(same)
         assert len(ratios) > 50
-        assert median(ratios) < 1.15
-        assert max(ratios) < 2.8
+        assert median(ratios) < usual
+        assert max(ratios) < worst
 
 
 def test_laws_are_found_in_rows_that_obey_them() -> None:
