@@ -91,14 +91,14 @@ def draw_by_length(shown: pd.DataFrame) -> Figure:
         assert isinstance(key, tuple)
         ax.set_title(f"{key[1]} · {key[2]} · {key[3]} · batch {key[4]}\n{key[0]}", loc="left")
         room = panel["device_gib"].max()
-        lost = panel["status"] == "oom"
-        if lost.any() or panel["peak_gib"].max() > room / 4:  # else it would press all lines to the bottom
+        lost = panel[panel["status"] == "oom"]
+        if len(lost) or panel["peak_gib"].max() > room / 4:  # else it would press all lines to the bottom
             ax.axhline(room, color="#888888", linewidth=0.8)
         for place, name in enumerate(methods):
             mine = panel[panel["optimizer"] == name]
             look = _look(place)
             ax.plot(mine["length"], mine["peak_gib"], **look, **MARKER)
-            gone = mine[mine["status"] == "oom"]
+            gone = lost[lost["optimizer"] == name]
             top = [room if math.isfinite(room) else panel["peak_gib"].max()] * len(gone)
             ax.plot(gone["length"], top, linestyle="none", marker="x", color=look["color"])
         least = panel.groupby("length")["forward_gib"].min()
