@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from zobench.profile import scratch
+
 ROUND = 512  # bytes to which torch's CUDA allocator rounds up
 ORDER: dict[Any, Callable[[Any, Any], bool]] = {
     torch.ops.aten.lt.Scalar: operator.lt, torch.ops.aten.le.Scalar: operator.le,
@@ -53,6 +55,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
                 self.note(leaf)
+        self.peak = max(self.peak, self.live + scratch.of(func, args))
         if func is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() != -1:
             self.peak = before  # see above; where both go on living, what is made next counts them
         return made
