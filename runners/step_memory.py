@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from runners.compose import spec_from
+from runners.step_time import Breadth
 from zobench.layers import Layers
 from zobench.optim.base import ZOOptimizer
 from zobench.optim.first_order import FirstOrder
@@ -34,7 +35,8 @@ NAMES = ("name", "hub", "revision", "weights", "chat_template")  # of a model wh
 @dataclass(frozen=True)
 class Step:
     """What is known of a run's step from shapes alone. ``state_bytes``: of weights, masters, gradients and states;
-    ``trained_bytes``: of the weights that train; ``optimizer``: made for tensors without values."""
+    ``trained_bytes``: of the weights that train; ``breadth``: of the model; ``optimizer``: made for tensors without
+    values."""
 
     state_bytes: int
     n_total: int
@@ -42,6 +44,7 @@ class Step:
     n_trained: int
     trained_bytes: int
     forwards_per_step: float
+    breadth: Breadth
     optimizer: Any
 
 
@@ -67,9 +70,12 @@ def step_of(spec: RunSpec, model: nn.Module | None = None) -> Step:
     optimizer = make_optimizer(spec, model, len(Layers(model)))
     weights = list(model.parameters())
     trained = [p for p in weights if p.requires_grad]
+    config: Any = model.config
+    shape = config.get_text_config()
     return Step(
         state_bytes(_Built(model, optimizer)), sum(p.numel() for p in weights), sum(p.nbytes for p in weights),
-        sum(p.numel() for p in trained), sum(p.nbytes for p in trained), optimizer.forwards_per_step, optimizer,
+        sum(p.numel() for p in trained), sum(p.nbytes for p in trained), optimizer.forwards_per_step,
+        Breadth.of(shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads), optimizer,
     )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 Two laws are fitted, by least squares of relative errors, to the rows of one device and one kind of arithmetic:
 
-    a forward  =  a  +  b * bytes of all weights  +  c * parameters * tokens
-    a step     =  d * its cost in forwards * a forward  +  e * bytes of the weights that it moves
+    a forward  =  a  +  b * bytes of all weights  +  c * parameters * tokens  +  d * width of all layers * tokens
+    a step     =  e * its cost in forwards * a forward  +  f * bytes of the weights that it moves  +  g
 
 the second for each optimizer that has rows of enough models, else for its kind: zeroth-order, first-order, hybrid,
-forward gradients. A forward that gradient checkpointing repeats counts; of a backward, half is not made for weights
-that are frozen. Where the same model, scheme and optimizer has been measured, the row of the nearest number of tokens
-corrects what the laws say. A kind without a row is unknown.
+forward gradients, whose attention is made of matrices and adds h * heads of all layers * tokens * length of a row. A
+forward that gradient checkpointing repeats counts; of a backward, half is not made for weights that are frozen. Where
+the same model, scheme and optimizer has been measured, the row of the nearest number of tokens corrects what the laws
+say. A kind without a row is unknown.
 """
 
 from __future__ import annotations
@@ -38,9 +39,23 @@ ENOUGH = 3  # models that an optimizer was measured on, for a law of its own
 
 
 @dataclass(frozen=True)
+class Breadth:
+    """``width``: hidden sizes of all layers, added up; ``heads``: of attention, of all layers."""
+
+    width: float
+    heads: float
+
+    @staticmethod
+    def of(n_layer: int, hidden_size: int, n_head: int) -> Breadth:
+        """Of equal layers."""
+        return Breadth(n_layer * hidden_size, n_layer * n_head)
+
+
+@dataclass(frozen=True)
 class Work:
     """What a step's time depends on. ``alike``: values of ``ALIKE``; ``arithmetic``: half, tf32 or float32; ``tokens``
-    of a minibatch, padding included; ``moved_bytes``: of weights that train, and of their masters."""
+    of a minibatch and ``length`` of its rows, padding included; ``moved_bytes``: of weights that train, and of their
+    masters; ``breadth``: of the model."""
 
     kind: str | None
     alike: tuple[Any, ...]
@@ -50,6 +65,8 @@ class Work:
     moved_bytes: float
     forwards_per_step: float
     tokens: float
+    length: float
+    breadth: Breadth
 
     @property
     def model(self) -> Any:
@@ -157,7 +174,7 @@ def _took(row: Mapping[str, Any]) -> Took | None:
         work = Work(
             _kind(row["optimizer"]), tuple(row.get(name) for name in ALIKE), arithmetic_of(precision), row["n_total"],
             row["weight_bytes"], row["trainable_bytes"] + masters, row["forwards_per_step"] + again,
-            row["batch_size"] * row["length"],
+            row["batch_size"] * row["length"], row["length"], _breadth(row["model"]),
         )  # fmt: skip
         return Took(work, float(row["step_ms"]), float(row["forward_ms"]))
     except (KeyError, TypeError, OSError):  # an older row, or of what is no longer there
@@ -170,20 +187,29 @@ def _precision(name: str) -> Any:
 
 
 @cache
+def _breadth(model: str) -> Breadth:
+    """Of a model whose shape its yaml says, as of all that are measured."""
+    node: Any = OmegaConf.load(CONF / "model" / f"{model}.yaml").architecture
+    return Breadth.of(node.num_hidden_layers, node.hidden_size, node.num_attention_heads)
+
+
+@cache
 def _kind(optimizer: str) -> str | None:
     node: Any = OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml")
     return kind_of(str(node["_target_"]))
 
 
 def _forward_terms(work: Work, tokens: float) -> Any:
-    return np.array([1.0, work.weight_bytes, work.n_total * tokens])
+    return np.array([1.0, work.weight_bytes, work.n_total * tokens, work.breadth.width * tokens])
 
 
 def _step_terms(work: Work, forward_ms: float) -> Any:
     if work.kind != "first":  # each two forwards have their sweeps
-        return np.array([work.forwards_per_step * forward_ms, work.forwards_per_step / 2 * work.moved_bytes])
+        matrices = work.breadth.heads * work.tokens * work.length if work.kind == "forward_mode" else 0.0
+        sweeps = work.forwards_per_step / 2 * work.moved_bytes
+        return np.array([work.forwards_per_step * forward_ms, sweeps, 1.0, matrices])
     frozen = 1.0 - min(1.0, work.moved_bytes / work.weight_bytes)  # whose gradients are not made: half of a backward
-    return np.array([(work.forwards_per_step - frozen) * forward_ms, work.moved_bytes])
+    return np.array([(work.forwards_per_step - frozen) * forward_ms, work.moved_bytes, 1.0])
 
 
 def _forward_law(rows: Sequence[Took]) -> Any:
