@@ -120,7 +120,7 @@ def _fill(
             file.write(b"\n")
 
         def done(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row).encode() + b"\n")
+            file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
             file.flush()
             print(line(row), flush=True)
 
