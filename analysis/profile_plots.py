@@ -52,7 +52,8 @@ def growth(profiled: Profiled) -> pd.DataFrame:
     ]  # fmt: skip
     found: list[tuple[Any, ...]] = []
     opt = [row for row in rows if row.get("q", 1) == 1 and str(row["model"]).startswith("opt-")]
-    found += _along("parameters", opt, lambda row: row["n_trainable"], _shape_of)
+    n_size = len({row["n_trainable"] for row in opt})
+    found += _along("parameters", opt, lambda row: row["n_trainable"], _shape_of, max(N_POINT, math.ceil(n_size / 2)))
     found += _along("tokens", opt, lambda row: row["batch_size"] * row["length"], lambda row: row["model"])
     found += _along("directions", rows, lambda row: row["q"], lambda row: f"{row['model']}, {_shape_of(row)}")
     return pd.DataFrame(found, columns=list(GROWTH_COLUMNS))
@@ -63,16 +64,17 @@ def _shape_of(row: Row) -> str:
 
 
 def _along(
-    by: str, rows: list[Row], x: Callable[[Row], float], series: Callable[[Row], str]
+    by: str, rows: list[Row], x: Callable[[Row], float], series: Callable[[Row], str], least: int = N_POINT
 ) -> list[tuple[Any, ...]]:  # fmt: skip
-    """Points of the series that have several; of rows at one place, such as 1x256 and 8x32, the largest batch's."""
+    """Points of the series that have ``least`` or more; of rows at one place, such as 1x256 and 8x32, the largest
+    batch's."""
     groups: dict[tuple[str, str, str], dict[float, Row]] = {}
     for row in sorted(rows, key=lambda row: (row["precision"], -row["batch_size"], row["length"])):
         key = (hardware(row), series(row), row["precision"])
         groups.setdefault(key, {}).setdefault(x(row), row)
     return [
         (where, by, name, at, row["step_ms"], floor_ms(row), row.get("published_ms", math.nan))
-        for (where, name, _), points in sorted(groups.items()) if len(points) >= N_POINT
+        for (where, name, _), points in sorted(groups.items()) if len(points) >= least
         for at, row in sorted(points.items())
     ]  # fmt: skip
 
@@ -173,15 +175,22 @@ def _legend(figure: Figure, handles: list[Line2D]) -> None:
 
 
 def _ticks(ax: Axes, values: Sequence[float]) -> None:
-    """Each value that was measured, on an axis of powers of two."""
+    """The powers of two that were measured, and what else was far from them."""
+    powers = [v for v in values if math.log2(v).is_integer()]
+    others = [v for v in values if all(abs(math.log2(v / power)) > 0.5 for power in powers)]
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(values))
+    ax.xaxis.set_major_locator(FixedLocator(sorted({*powers, *others})))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x < 1024 else f"{x / 1024:g}k")  # 1k: 1024
 
 
 def _look(place: int) -> dict[str, Any]:
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "linewidth": 1.6}
+    """Of the first, second ... line; when all colours are used, their second lines are dashed, with other markers."""
+    again = place // len(COLOURS)
+    return {
+        "color": COLOURS[place % len(COLOURS)], "marker": MARKERS[(place + again) % len(MARKERS)], "linewidth": 1.6,
+        "linestyle": "--" if again else "-",
+    }  # fmt: skip
 
 
 def drawn(draw: Callable[[pd.DataFrame], Figure], shown: pd.DataFrame) -> Figure:

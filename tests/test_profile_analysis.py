@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import build, profile_plots
 from analysis.profile_fits import card
@@ -226,6 +227,25 @@ def test_figures_have_their_numbers_beside_them(pages: Path) -> None:
     assert points["tokens", "opt-13b"] == [1024, 2048, 4096]
     for name in ("memory_by_length", "cost_growth"):
         assert (figures / f"{name}.svg").stat().st_size > 10_000
+
+
+def test_growth_by_parameters_is_of_the_shapes_that_half_of_the_sizes_have(tmp_path: Path) -> None:
+    rows = [_measured(model, "zo_sgd", 16, 64) for model in SIZES] + [_measured("opt-13b", "zo_sgd", 1, 64)]
+    rows += [_measured(model, "zo_sgd", 1, 128) for model in ("opt-125m", "opt-13b")]
+    grown = _csv(_pages_of(rows, tmp_path) / "figures" / "cost_growth.csv")
+    assert {row["series"] for row in grown if row["by"] == "parameters"} == {"16x64", "1x128"}
+
+
+def test_lines_can_be_told_apart() -> None:
+    looks = [profile_plots._look(place) for place in range(14)]
+    assert len({(look["color"], look["linestyle"]) for look in looks}) == len(looks)
+    assert len({(look["color"], look["marker"]) for look in looks}) == len(looks)
+
+
+def test_ticks_are_powers_of_two_and_what_is_far_from_them() -> None:
+    ax = Figure().subplots()
+    profile_plots._ticks(ax, [64, 256, 400, 4096, 6400, 8192])
+    assert list(ax.get_xticks()) == [64, 256, 400, 4096, 8192]
 
 
 def test_rows_that_cannot_be_read_are_named(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
