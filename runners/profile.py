@@ -33,6 +33,7 @@ from typing import Any
 
 from runners.compose import check, compose
 from runners.local import gpus
+from runners.piped import piped
 from runners.profile_cell import line, measured, predicted, too_long
 from runners.profile_suite import Cell, Profile, cells_of, chosen, load, names
 from runners.profile_work import work_through
@@ -162,4 +163,5 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    with piped():
+        main()

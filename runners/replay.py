@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runners.compose import compose, spec_from
 from runners.composition import CONF
 from runners.execute import hush
+from runners.piped import piped
 from runners.schema import GROUPS
 from zobench.config import ConfigError
 from zobench.models import ModelError
@@ -180,4 +181,5 @@ def _targets(node: Any, where: str = "config") -> list[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    with piped():
+        main()

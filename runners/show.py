@@ -16,6 +16,7 @@ from typing import Any
 
 from runners.compose import spec_of, task_of
 from runners.execute import hush
+from runners.piped import piped
 from zobench import demonstrations
 from zobench.config import ConfigError
 from zobench.models import ModelError
@@ -40,8 +41,6 @@ def main() -> None:
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader, head say, has seen enough
 
 
 def shown(arguments: list[str]) -> list[str]:
@@ -144,4 +143,5 @@ def _text(entry: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with piped():
+        main()

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from runners.glance import Glance, Stand
 from runners.pace import runs_a_second
+from runners.piped import piped
 from runners.plan import n_planned
 from runners.view import console, heading, line_of, tables, tally
 from zobench.config import ConfigError
@@ -98,4 +99,5 @@ def _show(terminal: Console, seen: list[tuple[str, Stand]], n: int, failed: bool
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with piped():
+        sys.exit(main())

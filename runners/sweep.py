@@ -31,6 +31,7 @@ from runners.choice import choose, has_result, lost, missing
 from runners.dry_run import dry_run
 from runners.job import Ended, note_failure
 from runners.launch import LAUNCHERS, Launch
+from runners.piped import piped
 from runners.suite import Point, Run, Suite, label, load, n_runs, names, points_of, shared
 from runners.view import View, console
 from zobench.config import ConfigError, nearest, unknown
@@ -268,4 +269,5 @@ class Sweep:
 
 
 if __name__ == "__main__":
-    main()
+    with piped():
+        main()

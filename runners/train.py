@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from runners.compose import spec_from, spec_of
 from runners.composition import CONF
 from runners.multirun import command_of, jobs_of
+from runners.piped import piped
 from zobench.config import ConfigError
 
 _exit_code = 0  # of the worst job; Hydra's launcher has no channel for it
@@ -73,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with piped():
+        main()

@@ -29,6 +29,7 @@ from typing import Any
 from runners.execute import hush
 from runners.judge import Verdict, judge
 from runners.local import gpus
+from runners.piped import piped
 from runners.replay import PLACES
 from runners.untrusted import RECORD, TRAJECTORY
 from zobench.config import ConfigError, nearest
@@ -154,4 +155,5 @@ def _asked(texts: Sequence[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with piped():
+        main()

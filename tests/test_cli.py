@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from runners import execute as execution
 from runners import replay, show, train
 from runners.compose import check, compose, spec_of
 from runners.composition import CONF
+from runners.piped import CODE
 from runners.schema import GROUPS
 from zobench import run as runs
 
@@ -393,3 +397,21 @@ def test_a_command_of_long_ago_still_names_the_same_run(record: Path, tmp_path: 
     here = ["model.path=package:tiny", f"data.root={tmp_path}"]
     overrides = [text for text in shlex.split(run["command"])[3:] if not text.startswith(places)] + here
     assert spec_of(overrides).run_id == run["run_id"] == record.stem
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["sweep suite=demo dry_run=true", "profile suite=smoke device=cpu dry_run=true", "show task=toy split=train"],
+)
+def test_a_reader_that_has_seen_enough_ends_a_command(command: str, tmp_path: Path) -> None:
+    """As of ``... | head -n 1``, which has gone before the command prints."""
+    read, write = os.pipe()
+    os.close(read)
+    module, *arguments = command.split()
+    out = [] if module == "show" else [f"out={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", f"runners.{module}", *arguments, *out], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert done.returncode == CODE
+    assert "Error" not in done.stderr
