@@ -1,8 +1,9 @@
 """Reads the rows of profiles: what the step of each cell took, and what memory it was predicted to take.
 
 ``<folder>/<suite>.jsonl`` holds measured cells, ``<suite>.predicted.jsonl`` all cells that the suite means to measure,
-each with its predicted peak. Of several rows of a cell the one that was made last counts. A torn last line is ignored;
-any other line that cannot be understood makes its whole file suspect, and it is left out.
+each with its predicted peak. Of several rows of a cell the one with MeZO's step beside it counts, and of several such
+the one that was made last. A torn last line is ignored; any other line that cannot be understood makes its whole file
+suspect, and it is left out.
 
 Units: ``*_ms`` milliseconds, ``*_bytes`` bytes, ``copy_gb_per_s`` 10^9 bytes read and written a second.
 """
@@ -36,9 +37,9 @@ class Profiled:
     problems: list[Problem] = field(default_factory=list)
 
     def latest(self) -> list[Row]:
-        """Measured rows; of those that two suites have of the same step, the one that was measured last."""
+        """Measured rows; of those that two suites have of the same step, the one that counts."""
         found: dict[tuple[Any, ...], Row] = {}
-        for row in sorted(self.measured.values(), key=_finished):
+        for row in sorted(self.measured.values(), key=_weight):
             found[*(row[name] for name in SETTING), method(row), hardware(row)] = row
         return list(found.values())
 
@@ -66,7 +67,7 @@ def read(folder: Path) -> Profiled:
             continue
         for row in rows:
             cells = found.measured if row["kind"] == "profile" else found.predicted
-            if _finished(row) >= _finished(cells.get(row["id"], {})):  # another suite may have the same cell
+            if _weight(row) >= _weight(cells.get(row["id"], {})):  # another suite may have the same cell
                 cells[row["id"]] = row
     return found
 
@@ -95,8 +96,9 @@ def _rows(path: Path) -> Iterable[Row]:
         yield row
 
 
-def _finished(row: Mapping[str, Any]) -> str:
-    return str(row.get("finished", ""))
+def _weight(row: Mapping[str, Any]) -> tuple[bool, str]:
+    """Of several rows of a cell the one with the greatest counts."""
+    return "published_ms" in row or "published_reason" in row, str(row.get("finished", ""))
 
 
 def method(row: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """Peak memory of a step for a dry run: predicted on a model of few layers, and carried over to its true depth.
 
 What a step needs beyond weights, gradients and states is what a forward leaves for its backward, which grows by as much
-with every layer, and what comes and goes within a layer, the head or a sweep, which does not grow. So two shallow
-models say it of a deep one. Zeroth-order steps keep nothing, and all of them take the same beyond their states: one
-prediction serves all of one model, scheme and shape of rows.
+with every layer, and what comes and goes within a layer, the head or a sweep, which does not grow. A backward gives
+back what was kept and makes gradients, layer by layer, so that the most is there when it begins or when it ends; the
+two are carried over apart. So two shallow models say it of a deep one. Zeroth-order steps keep nothing, and all of them
+take the same beyond their states: one prediction serves all of one model, scheme and shape of rows.
 """
 
 from __future__ import annotations
@@ -93,12 +94,14 @@ def without_hub(spec: RunSpec, n_layer: int | None = None) -> RunSpec:
 
 @dataclass(frozen=True)
 class _Beyond:
-    """Bytes of a step beyond `Step.state_bytes`. ``kept``: by a forward for its backward, with a layer's ``growth``;
-    ``passing``: what comes and goes, at most."""
+    """Bytes of a step. ``kept``: by a forward for its backward, with a layer's ``growth``; ``begins``, ``ends``: what
+    comes and goes beyond what is held when a backward begins and when it ends, at most; None where it makes no layer's
+    gradient."""
 
     kept: float
     growth: float
-    passing: float
+    begins: float
+    ends: float | None
 
 
 class StepMemory:
@@ -132,27 +135,31 @@ class StepMemory:
             self._beyond[key] = self._found(spec, rows, first)
         found = self._beyond[key]
         kept = found.kept + found.growth * (n_layer - DEPTHS[-1])
-        return int(_held(spec, step, kept) + found.passing) + (2 if first else 1) * WORKSPACE
+        peak = _begun(spec, step, kept) + found.begins
+        if found.ends is not None:
+            peak = max(peak, step.state_bytes + found.ends)
+        return int(peak) + (2 if first else 1) * WORKSPACE
 
     def _found(self, spec: RunSpec, rows: Sequence[Encoded], first: bool) -> _Beyond:
         shallow = without_hub(spec, DEPTHS[-1])
         said, step = predict(shallow, rows), step_of(shallow)
         if not first:
-            return _Beyond(0.0, 0.0, said.tensors - _held(spec, step, 0.0))
+            return _Beyond(0.0, 0.0, said.tensors - step.state_bytes, None)
         key = _key(spec, None, rows)
         if key not in self._kept:
             self._kept[key] = memory.kept(without_hub(spec, DEPTHS[0]), rows)
         growth = (said.kept - self._kept[key]) / (DEPTHS[-1] - DEPTHS[0])
-        return _Beyond(said.kept, growth, said.tensors - _held(spec, step, said.kept))
+        ends = said.late - step.state_bytes if said.late else None
+        return _Beyond(said.kept, growth, said.early - _begun(shallow, step, said.kept), ends)
 
 
-def _held(spec: RunSpec, step: Step, kept: float) -> float:
-    """What is held at once at most: gradients are made while what a forward kept is given back, so that the larger of
-    the two counts, unless gradients of an earlier part of the minibatch are there already."""
+def _begun(spec: RunSpec, step: Step, kept: float) -> float:
+    """What is held when a backward begins: no gradients yet, unless those of an earlier part of the minibatch. Of steps
+    without a backward, what is held throughout."""
     if kept == 0 or spec.micro_batch_size is not None:
         return step.state_bytes + kept
     gradients = 4 * step.n_trained if spec.precision.rounding == "master" else step.trained_bytes
-    return step.state_bytes + max(0.0, kept - gradients)
+    return step.state_bytes - gradients + kept
 
 
 def _key(spec: RunSpec, optimizer: Any, rows: Sequence[Encoded]) -> str:

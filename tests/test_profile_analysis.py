@@ -190,6 +190,13 @@ def test_of_two_suites_rows_of_a_cell_the_latest_counts(tmp_path: Path) -> None:
     assert [row["step_ms"] for row in read(folder).latest()] == [new["step_ms"]]
     (folder / "a.jsonl").write_text(json.dumps(new | {"id": "of-another-suite"}) + "\n", encoding="utf-8")
     assert [row["id"] for row in read(folder).latest()] == ["of-another-suite"]
+    bare = {key: value for key, value in new.items() if not key.startswith("published")} | {"id": "without-mezo"}
+    for same in ("without-mezo", "of-another-suite"):
+        (folder / "c.jsonl").write_text(
+            json.dumps(bare | {"finished": "2026-11-27", "id": same}) + "\n", encoding="utf-8"
+        )
+        (kept,) = read(folder).latest()
+        assert kept["finished"] == "2026-11-26"
 
 
 def _pages_of(rows: list[Row], folder: Path) -> Path:

@@ -24,6 +24,9 @@ class Layers:
     def __len__(self) -> int:
         return len(self._layers)
 
+    def __getitem__(self, place: int) -> nn.Module:
+        return self._layers[place]
+
     def share(self, start: int) -> float:
         """`share` of a forward of this model."""
         return share(start, len(self))

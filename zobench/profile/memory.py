@@ -32,14 +32,20 @@ WORKSPACE = 2**25
 @dataclass(frozen=True)
 class Prediction:
     """Bytes that torch allocates. ``weights``: of the model; ``states``: of masters, moments and copies, gradients
-    aside; ``tensors``: at most within a step, all of these included; ``workspaces``: of cuBLAS on a Hopper GPU;
-    ``kept``: what a forward leaves for its backward. What CUDA itself takes comes on top."""
+    aside; ``tensors``: at most within a step, all of these included; ``early``: the same until a backward is through
+    the upper half of the layers, ``late``: from then on, 0 where no layer has a gradient; ``workspaces``: of cuBLAS on
+    a Hopper GPU; ``kept``: what a forward leaves for its backward. What CUDA itself takes comes on top."""
 
     weights: int
     states: int
-    tensors: int
+    early: int
+    late: int
     workspaces: int
     kept: int
+
+    @property
+    def tensors(self) -> int:
+        return max(self.early, self.late)
 
     @property
     def peak(self) -> int:
@@ -68,14 +74,17 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
         with _sayable():
             optimizer = make_optimizer(spec, model, len(Layers(model)))
             states = meter.live - weights
-            scorer = _Watched(model, meter)
+            halves = _Halves(model, meter)
+            scorer = _Watched(model, meter, halves)
             objective = _objective(spec, model, scorer, rows)
             meter.peak = before = meter.live
             optimizer.step(objective)
             if meter.live != before:  # the first step made states; where it made none, the second is like it
                 optimizer.step(objective)
+            halves.begin()
         threads = 2 if isinstance(optimizer, FirstOrder | Hybrid) else 1  # autograd goes backward in one of its own
-        return Prediction(weights, max(states, meter.live - weights), meter.peak, threads * WORKSPACE, scorer.kept)
+        states = max(states, meter.live - weights)
+        return Prediction(weights, states, halves.early, halves.late, threads * WORKSPACE, scorer.kept)
 
 
 def kept(spec: RunSpec, rows: Sequence[Encoded]) -> int:
@@ -87,7 +96,7 @@ def kept(spec: RunSpec, rows: Sequence[Encoded]) -> int:
     model = outline(spec)
     with weightless() as meter, standing_in(NoEngine()):
         refill(model)
-        scorer = _Watched(model, meter)
+        scorer = _Watched(model, meter, _Halves(model, meter))
         with _sayable():
             _objective(spec, model, scorer, rows).backward()
         return scorer.kept
@@ -109,14 +118,43 @@ def _sayable() -> Iterator[None]:
         raise ValueError(f"torch cannot make such a step on tensors without values ({why})") from error
 
 
+class _Halves:
+    """What is counted before a backward comes to the lower half of the layers, and from then until the next forward."""
+
+    def __init__(self, model: nn.Module, meter: Meter) -> None:
+        self._meter, self.early, self.late, self._turned = meter, 0, 0, False
+        layers = Layers(model)
+        for p in layers[len(layers) // 2].parameters() if len(layers) else ():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(self._turn)  # type: ignore[no-untyped-call]
+
+    def begin(self) -> None:
+        """A forward begins, or all is over."""
+        self._count()
+        self._turned = False
+
+    def _turn(self, _: Tensor) -> None:
+        if not self._turned:
+            self._count()
+            self._turned = True
+
+    def _count(self) -> None:
+        if self._turned:
+            self.late = max(self.late, self._meter.peak)
+        else:
+            self.early = max(self.early, self._meter.peak)
+        self._meter.peak = self._meter.live
+
+
 class _Watched(Scorer):
     """A scorer that notes how much memory its forwards leave behind."""
 
-    def __init__(self, model: nn.Module, meter: Meter) -> None:
+    def __init__(self, model: nn.Module, meter: Meter, halves: _Halves) -> None:
         super().__init__(model)
-        self._meter, self.kept = meter, 0
+        self._meter, self._halves, self.kept = meter, halves, 0
 
     def __call__(self, batch: Batch) -> Tensor:
+        self._halves.begin()
         before = self._meter.live
         scores = super().__call__(batch)
         self.kept = max(self.kept, self._meter.live - before)
