@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from runners.compose import spec_of
@@ -150,6 +151,20 @@ def test_a_sum_of_gradients_is_no_peak_by_itself() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         assert meter.live == pytest.approx(before + n_byte, abs=4096)
         assert meter.peak == pytest.approx(before + 2 * n_byte, abs=4096)
+
+
+def test_what_torch_makes_to_find_a_shape_is_no_memory() -> None:
+    """Where one of two summands has no tangent, forward mode adds a zero that has no values to the other's, and finds
+    the sum's shape on the meta device."""
+    n_byte = 2**20
+    with weightless() as meter, forward_ad.dual_level():
+        score, tangent = (torch.empty(512, n_byte // 2048) for _ in range(2))
+        dual = forward_ad.make_dual(score, tangent)  # type: ignore[no-untyped-call]
+        mask = torch.empty(512, 1, dtype=torch.bfloat16)
+        meter.peak = before = meter.live
+        found = dual + mask
+        assert found.shape == score.shape
+        assert meter.peak - before == pytest.approx(2 * n_byte, abs=4096)
 
 
 def test_what_cannot_be_said_is_refused() -> None:
