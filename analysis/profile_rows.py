@@ -39,7 +39,7 @@ class Profiled:
     def latest(self) -> list[Row]:
         """Measured rows; of those that two suites have of the same step, the one that counts."""
         found: dict[tuple[Any, ...], Row] = {}
-        for row in sorted(self.measured.values(), key=_weight):
+        for row in sorted(self.measured.values(), key=_rank):
             found[*(row[name] for name in SETTING), method(row), hardware(row)] = row
         return list(found.values())
 
@@ -67,7 +67,7 @@ def read(folder: Path) -> Profiled:
             continue
         for row in rows:
             cells = found.measured if row["kind"] == "profile" else found.predicted
-            if _weight(row) >= _weight(cells.get(row["id"], {})):  # another suite may have the same cell
+            if _rank(row) >= _rank(cells.get(row["id"], {})):  # another suite may have the same cell
                 cells[row["id"]] = row
     return found
 
@@ -96,7 +96,7 @@ def _rows(path: Path) -> Iterable[Row]:
         yield row
 
 
-def _weight(row: Mapping[str, Any]) -> tuple[bool, str]:
+def _rank(row: Mapping[str, Any]) -> tuple[bool, str]:
     """Of several rows of a cell the one with the greatest counts."""
     return "published_ms" in row or "published_reason" in row, str(row.get("finished", ""))
 

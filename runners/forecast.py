@@ -209,12 +209,12 @@ def _work(spec: RunSpec, step: Step, rows: Rows) -> Work:
         "distribution": node.get("distribution"), "gradient_checkpointing": checkpointed,
     }  # fmt: skip
     masters = 4 * step.n_trained if spec.precision.rounding == "master" else 0
+    length = rows.padded + spec.scheme.n_virtual
     return Work(
         step_time.kind_of(node["_target_"]) if spec.trains else None,
         tuple(values[name] for name in step_time.ALIKE), step_time.arithmetic_of(spec.config["precision"]),
         step.n_total, step.weight_bytes, step.trained_bytes + masters, step.forwards_per_step + checkpointed,
-        spec.batch_size * rows.rows * (rows.padded + spec.scheme.n_virtual), rows.padded + spec.scheme.n_virtual,
-        step.breadth,
+        spec.batch_size * rows.rows * length, length, step.breadth,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from runners import execute as execution
 from runners import replay, show, train
 from runners.compose import check, compose, spec_of
 from runners.composition import CONF
-from runners.piped import CODE
+from runners.piped import CODE, piped
 from runners.schema import GROUPS
 from zobench import run as runs
 
@@ -415,3 +416,14 @@ def test_a_reader_that_has_seen_enough_ends_a_command(command: str, tmp_path: Pa
     os.close(write)
     assert done.returncode == CODE
     assert "Error" not in done.stderr
+
+
+def test_other_broken_pipes_are_errors() -> None:
+    worker = "to a worker that has died"
+    with (
+        open(os.devnull, "w") as out,
+        pytest.raises(BrokenPipeError, match=worker),
+        contextlib.redirect_stdout(out),
+        piped(),
+    ):
+        raise BrokenPipeError(worker)

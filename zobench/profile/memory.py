@@ -74,17 +74,16 @@ def predict(spec: RunSpec, rows: Sequence[Encoded]) -> Prediction:
         with _sayable():
             optimizer = make_optimizer(spec, model, len(Layers(model)))
             states = meter.live - weights
-            halves = _Halves(model, meter)
-            scorer = _Watched(model, meter, halves)
+            scorer = _Watched(model, meter)
             objective = _objective(spec, model, scorer, rows)
             meter.peak = before = meter.live
             optimizer.step(objective)
             if meter.live != before:  # the first step made states; where it made none, the second is like it
                 optimizer.step(objective)
-            halves.begin()
+            scorer.halves.begin()
         threads = 2 if isinstance(optimizer, FirstOrder | Hybrid) else 1  # autograd goes backward in one of its own
         states = max(states, meter.live - weights)
-        return Prediction(weights, states, halves.early, halves.late, threads * WORKSPACE, scorer.kept)
+        return Prediction(weights, states, scorer.halves.early, scorer.halves.late, threads * WORKSPACE, scorer.kept)
 
 
 def kept(spec: RunSpec, rows: Sequence[Encoded]) -> int:
@@ -96,7 +95,7 @@ def kept(spec: RunSpec, rows: Sequence[Encoded]) -> int:
     model = outline(spec)
     with weightless() as meter, standing_in(NoEngine()):
         refill(model)
-        scorer = _Watched(model, meter, _Halves(model, meter))
+        scorer = _Watched(model, meter)
         with _sayable():
             _objective(spec, model, scorer, rows).backward()
         return scorer.kept
@@ -147,14 +146,14 @@ class _Halves:
 
 
 class _Watched(Scorer):
-    """A scorer that notes how much memory its forwards leave behind."""
+    """A scorer that notes how much memory its forwards leave behind, and tells ``halves`` when they begin."""
 
-    def __init__(self, model: nn.Module, meter: Meter, halves: _Halves) -> None:
+    def __init__(self, model: nn.Module, meter: Meter) -> None:
         super().__init__(model)
-        self._meter, self._halves, self.kept = meter, halves, 0
+        self._meter, self.halves, self.kept = meter, _Halves(model, meter), 0
 
     def __call__(self, batch: Batch) -> Tensor:
-        self._halves.begin()
+        self.halves.begin()
         before = self._meter.live
         scores = super().__call__(batch)
         self.kept = max(self.kept, self._meter.live - before)
